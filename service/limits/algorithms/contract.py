@@ -1,0 +1,89 @@
+"""What an algorithm is: a Lua half that Redis runs and a Python twin that says what the Lua must answer.
+
+A newcomer adds `x.lua` + `x.py` beside the others and one line to the registry; the parity tests find it there.
+Both halves speak integers only, time is microseconds since the epoch and arrives from outside.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+EXACT = 2**53
+"""Lua's numbers are doubles: every product the scripts form stays below this, or start-up refuses the limit."""
+
+
+class Definition(NamedTuple):
+    """A limit as the numbers both halves decide by; what `a` and `b` mean is the algorithm's own affair.
+
+    Attributes:
+        code: The algorithm's place in the registry, from 1, as Lua counts.
+        capacity: Units available when nothing was charged.
+        window_us: Window length, microseconds (GCRA: its denominator).
+        a, b: Two more integers.
+        aligned: 1 if windows begin at multiples of the window since the epoch, else 0.
+    """
+
+    code: int
+    capacity: int
+    window_us: int
+    a: int
+    b: int
+    aligned: int
+
+
+class Twin(Protocol):
+    """One counter at one instant, in plain Python: loaded, asked, perhaps charged, written back.
+
+    `stale` is set when the clock had stepped back behind the stored state: then the mended state is written
+    whatever the answer, so that nobody stays locked out until the clock catches up.
+    """
+
+    stale: bool
+
+    def wait(self, cost: int) -> int:
+        """Microseconds until `cost` could pass if nobody else charges; 0 = now. `cost` <= capacity."""
+
+    def charge(self, cost: int) -> None:
+        """Take `cost` units; the caller has seen `wait(cost) == 0`."""
+
+    def give_back(self, cost: int, at_us: int) -> bool:
+        """Undo a charge made at `at_us` as far as it still weighs; false if nothing changed.
+
+        Never leaves more room than if the charge had not been made.
+        """
+
+    def show(self) -> tuple[int, int]:
+        """(units left, microseconds until the quota is whole again)."""
+
+    def state(self) -> object:
+        """What to keep, immutable; a later twin is made from it."""
+
+    def until_us(self) -> int:
+        """From this instant on the state weighs nothing and may be forgotten."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Algorithm:
+    """One way to count.
+
+    Attributes:
+        name: As users write it.
+        short: As keys carry it.
+        lua: File name of the Lua half, in this folder.
+        range: The limits it counts exactly, in words, for the error when one is beyond.
+        define: The numbers for a limit, without `code`; None if it cannot be counted exactly.
+        twin: Makes a twin from (definition, kept state or None, now in microseconds).
+    """
+
+    name: str
+    short: str
+    lua: str
+    range: str
+    numbers: Callable[[int, int, int], tuple[int, int, int, int] | None]
+    twin: Callable[[Definition, object, int], Twin]
+    code: int = 0
+
+    def define(self, *, amount: int, window_us: int, burst: int, aligned: bool) -> Definition | None:
+        """The definition of a limit, or None if this algorithm cannot count it exactly."""
+        numbers = self.numbers(amount, window_us, burst)
+        return None if numbers is None else Definition(self.code, *numbers, int(aligned))

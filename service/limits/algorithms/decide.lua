@@ -1,0 +1,105 @@
+-- One call decides a batch of requests. Every limit of a request passes, or none of them is charged.
+--
+-- KEYS     one per charge, in request order; a key may come again in a later request, never within one
+-- ARGV[1]  now, microseconds since the epoch, 16 digits; 0 = Redis' own clock (tests pass a clock of theirs)
+-- ARGV[2]  integers, one text:
+--            {<kind> <n> [<at>] {<code> <capacity> <window_us> <a> <b> <aligned> <cost>}^n}*
+--            kind 0 charges, 1 looks, 2 gives back what was charged at <at> microseconds
+-- Returns  now, then per charge: remaining units, reset_us, retry_us, next_us (all >= 0)
+--            a request is allowed when every retry_us of it is 0
+--            reset_us until the quota is whole, next_us until one more unit is there
+-- Writes   only after every read; each key it writes gets an expiry of at most 2 windows + 1 s
+--
+-- An algorithm's file returns a table of functions over a counter s (key, capacity, window, a, b, aligned):
+--   load(s, raw)       from what GET answered (false: none, or not a string)
+--   wait(s, cost)      microseconds until cost could pass, 0 = now
+--   charge(s, cost)    after wait answered 0
+--   give(s, cost, at)  undo a charge; true if anything changed
+--   show(s)            remaining, reset_us
+--   save(s)            write, with expiry
+local call, sub, fmt = redis.call, string.sub, string.format
+local floor, ceil, max, min = math.floor, math.ceil, math.max, math.min
+
+local now = ARGV[1] + 0
+if now == 0 then
+  local t = call('TIME')
+  now = t[1] * 1000000 + t[2]
+end
+
+local function expiry_ms(until_us)
+  return fmt('%d', max(0, ceil((until_us - now) / 1000)) + 999)
+end
+
+local function put(s, value, until_us)
+  call('SET', s.key, value, 'PX', expiry_ms(until_us))
+end
+
+local makers = {
+--@algorithms
+}
+local made = {}
+
+-- read: the numbers, then every key once
+local a, n = {}, 0
+for word in string.gmatch(ARGV[2], '%d+') do
+  n = n + 1
+  a[n] = word + 0
+end
+local raws = call('MGET', unpack(KEYS))
+
+-- decide, on counters held in memory
+local counters, order = {}, {}
+local function counter(key, raw, i)
+  local s = counters[key]
+  if not s then
+    local code = a[i]
+    if not made[code] then made[code] = makers[code]() end
+    s = {
+      key = key, alg = made[code], capacity = a[i + 1], window = a[i + 2],
+      a = a[i + 3], b = a[i + 4], aligned = a[i + 5] == 1, dirty = false, stale = false,
+    }
+    counters[key] = s
+    order[#order + 1] = s
+    s.alg.load(s, raw)
+  end
+  return s
+end
+
+local out, o = {now}, 1
+local i, k = 1, 0
+while i <= n do
+  local kind, count, at = a[i], a[i + 1], 0
+  i = i + 2
+  if kind == 2 then at = a[i]; i = i + 1 end
+  local passes, first = true, o
+  for j = 1, count do
+    local at_number = i + 7 * (j - 1)
+    local s = counter(KEYS[k + j], raws[k + j], at_number)
+    local retry = kind == 2 and 0 or s.alg.wait(s, a[at_number + 6])
+    if retry > 0 then passes = false end
+    out[first + 4 * (j - 1) + 3] = retry
+  end
+  for j = 1, count do
+    local s, cost = counters[KEYS[k + j]], a[i + 7 * (j - 1) + 6]
+    if kind == 2 then
+      if s.alg.give(s, cost, at) then s.dirty = true end
+    elseif kind == 0 and passes and cost > 0 then
+      s.alg.charge(s, cost)
+      s.dirty = true
+    end
+    local remaining, reset = s.alg.show(s)
+    out[o + 1] = remaining
+    out[o + 2] = reset
+    out[o + 4] = remaining < s.capacity and s.alg.wait(s, remaining + 1) or 0
+    o = o + 4
+  end
+  k = k + count
+  i = i + 7 * count
+end
+
+-- write
+for j = 1, #order do
+  local s = order[j]
+  if s.dirty or s.stale then s.alg.save(s) end
+end
+return out

@@ -1,0 +1,55 @@
+"""Fixed window: `capacity` units from the first hit (or the aligned start) until the window ends.
+
+Exact for every limit of 1 to 10^9 units and every window. Only what was admitted counts. As with any fixed
+window, twice the limit can pass around a boundary; the other algorithms exist for whom that matters.
+"""
+
+from service.limits.algorithms.contract import Algorithm, Definition
+
+
+class FixedWindow:
+    """The twin. State: (start_us, used)."""
+
+    def __init__(self, definition: Definition, state: tuple[int, int] | None, now_us: int) -> None:
+        self.capacity, self.window_us = definition.capacity, definition.window_us
+        self.now_us, self.stale = now_us, False
+        fresh = now_us - now_us % self.window_us if definition.aligned else now_us
+        self.start_us, self.used = state or (fresh, 0)
+        if self.start_us > now_us:
+            self.start_us, self.stale = fresh, True
+        if self.used == 0 or self.start_us + self.window_us <= now_us:
+            self.start_us, self.used = fresh, 0
+
+    def wait(self, cost: int) -> int:
+        if self.used + cost <= self.capacity:
+            return 0
+        return self.start_us + self.window_us - self.now_us
+
+    def charge(self, cost: int) -> None:
+        self.used += cost
+
+    def give_back(self, cost: int, at_us: int) -> bool:
+        if self.used == 0 or at_us < self.start_us:
+            return False
+        self.used = max(0, self.used - cost)
+        return True
+
+    def show(self) -> tuple[int, int]:
+        reset_us = self.start_us + self.window_us - self.now_us if self.used else 0
+        return self.capacity - self.used, reset_us
+
+    def state(self) -> tuple[int, int]:
+        return self.start_us, self.used
+
+    def until_us(self) -> int:
+        return self.start_us + self.window_us
+
+
+FIXED_WINDOW = Algorithm(
+    name="fixed-window",
+    short="fixed",
+    lua="fixed_window.lua",
+    range="any limit up to 10^9",
+    numbers=lambda amount, window_us, burst: (amount, window_us, 0, 0),
+    twin=FixedWindow,  # type: ignore[arg-type]
+)

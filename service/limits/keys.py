@@ -1,0 +1,51 @@
+"""The only speller of Redis keys. Pure.
+
+    oq:{alice}:api.chat:10/60s/fixed
+    │   │      │        └ the limit, its algorithm included (`Limit.spelling`)
+    │   │      └ the scope: what is limited (route template and function, or a shared name)
+    │   └ the identity: who asks; the braces put all limits of one identity into one Cluster slot
+    └ the prefix, default "oq"
+
+Short plain parts stay readable, anything else becomes "~" and a 128-bit digest: "~" begins no plain part, no part
+holds the mark that ends it, so no two different tuples share a key. The longest key has 128 bytes or fewer.
+"""
+
+import hashlib
+import re
+from base64 import urlsafe_b64encode
+from functools import lru_cache
+
+LONGEST = 128
+
+_PLAIN_PREFIX = re.compile(r"[A-Za-z0-9._-]{1,12}")
+_PLAIN_IDENTITY = re.compile(r"[A-Za-z0-9._@:/-]{1,36}")
+_PLAIN_SCOPE = re.compile(r"[A-Za-z0-9._/-]{1,24}")
+
+
+@lru_cache(maxsize=8192)
+def who(identity: str) -> bytes:
+    """An identity as it stands between the braces."""
+    return _part(identity, _PLAIN_IDENTITY).encode()
+
+
+def around(prefix: str, scope: str, limit: str) -> tuple[bytes, bytes]:
+    """What stands before and after the identity; `key = head + who(identity) + tail`.
+
+    `limit` is a `Limit.spelling`: it holds no ":", so the parts come apart again from the right.
+    """
+    head = _part(prefix or "oq", _PLAIN_PREFIX) + ":{"
+    tail = "}:" + _part(scope, _PLAIN_SCOPE) + ":" + limit
+    return head.encode(), tail.encode()
+
+
+def spell(prefix: str, identity: str, scope: str, limit: str) -> bytes:
+    """One whole key."""
+    head, tail = around(prefix, scope, limit)
+    return head + who(identity) + tail
+
+
+def _part(text: str, plain: re.Pattern[str]) -> str:
+    if plain.fullmatch(text):
+        return text
+    digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+    return "~" + urlsafe_b64encode(digest).decode().rstrip("=")

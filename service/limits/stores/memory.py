@@ -1,0 +1,92 @@
+"""Counters in this process, decided by the twins: for one worker, for tests, for trying things out."""
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+from service.limits import keys
+from service.limits.algorithms import TWINS
+from service.limits.algorithms.contract import Twin
+from service.limits.decision import CHARGE, GIVE_BACK, Ask
+
+SWEEP_EVERY = 10_000
+"""Decisions between two walks that drop counters nobody asked for again."""
+
+
+def wall_clock_us() -> int:
+    """Microseconds since the epoch."""
+    return time.time_ns() // 1000
+
+
+class MemoryStore:
+    """A dictionary of counters. Safe across threads; shared by all event loops of the process.
+
+    Args:
+        clock: Now, microseconds since the epoch; tests pass one they can move.
+    """
+
+    def __init__(self, clock: Callable[[], int] = wall_clock_us) -> None:
+        self.clock = clock
+        self._kept: dict[bytes, tuple[object, int]] = {}
+        self._lock = threading.Lock()
+        self._until_sweep = SWEEP_EVERY
+
+    async def decide(self, asks: Sequence[Ask]) -> Sequence[int]:
+        with self._lock:
+            return self.decide_now(asks)
+
+    def decide_now(self, asks: Sequence[Ask]) -> list[int]:
+        """`decide` for callers without an event loop; the caller sees to it that nobody comes between."""
+        now_us = self.clock()
+        numbers = [now_us]
+        for ask in asks:
+            numbers += self._one(ask, now_us)
+        self._until_sweep -= len(asks)
+        if self._until_sweep <= 0:
+            self._sweep(now_us)
+        return numbers
+
+    def _one(self, ask: Ask, now_us: int) -> list[int]:
+        twins = [self._load(charge.key, charge.limit.definition, now_us) for charge in ask.charges]
+        costs = [charge.cost for charge in ask.charges]
+        giving = ask.kind == GIVE_BACK
+        waits = [0 if giving else twin.wait(cost) for twin, cost in zip(twins, costs, strict=True)]
+        numbers: list[int] = []
+        for charge, twin, wait_us in zip(ask.charges, twins, waits, strict=True):
+            if giving:
+                changed = twin.give_back(charge.cost, ask.at_us)
+            else:
+                changed = ask.kind == CHARGE and charge.cost > 0 and not any(waits)
+                if changed:
+                    twin.charge(charge.cost)
+            if changed or twin.stale:
+                self._kept[charge.key] = (twin.state(), twin.until_us())
+            remaining, reset_us = twin.show()
+            next_us = twin.wait(remaining + 1) if remaining < charge.limit.capacity else 0
+            numbers += (remaining, reset_us, wait_us, next_us)
+        return numbers
+
+    def _load(self, key: bytes, definition: object, now_us: int) -> Twin:
+        state, until_us = self._kept.get(key, (None, 0))
+        if until_us <= now_us:
+            state = None
+        return TWINS[definition.code](definition, state, now_us)  # type: ignore[attr-defined,arg-type]
+
+    def _sweep(self, now_us: int) -> None:
+        self._kept = {key: kept for key, kept in self._kept.items() if kept[1] > now_us}
+        self._until_sweep = max(SWEEP_EVERY, len(self._kept))
+
+    async def ping(self) -> str:
+        return "memory of this process"
+
+    async def forget(self, prefix: str, identity: str | None) -> int:
+        head, _ = keys.around(prefix, "", "")
+        start = head if identity is None else head + keys.who(identity) + b"}"
+        with self._lock:
+            found = [key for key in self._kept if key.startswith(start)]
+            for key in found:
+                del self._kept[key]
+        return len(found)
+
+    async def aclose(self) -> None:
+        """Nothing to let go of."""

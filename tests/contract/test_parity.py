@@ -1,0 +1,192 @@
+"""Every algorithm's script equals its twin, whatever the order of charges, looks, give-backs and clock steps.
+
+The twins are plain Python in exact arithmetic (hand-checked in `tests/limits/algorithms`); the script runs on fakeredis
+and on a real Redis. Expiry has a test of its own: a twin cannot see it.
+"""
+
+import asyncio
+
+import fakeredis
+import pytest
+import redis.asyncio
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
+from servers import RedisServer
+
+from service.errors import InvalidLimit
+from service.limits.algorithms import ALGORITHMS
+from service.limits.decision import CHARGE, GIVE_BACK, LOOK, Ask, Charge, read
+from service.limits.limit import Limit
+from service.limits.stores.memory import MemoryStore
+from service.limits.stores.redis import RedisStore
+
+START_US = 1_790_000_000_123_457
+EXAMPLES = 120
+STEPS = 25
+
+
+def limits():
+    """Limits of every algorithm, with the numbers that hurt: tiny, prime, beyond the grid, beyond 2^53."""
+    return st.builds(
+        _limit,
+        algorithm=st.sampled_from(list(ALGORITHMS)),
+        amount=st.sampled_from([1, 2, 3, 5, 7, 10, 100, 1024, 1025, 999_983, 10**9]),
+        window_s=st.sampled_from([1, 7, 60, 3_600, 86_400, 360 * 86_400]),
+        burst=st.sampled_from([None, None, 1, 5, 1000]),
+        aligned=st.booleans(),
+    )
+
+
+def _limit(algorithm, amount, window_s, burst, aligned):
+    try:
+        return Limit(
+            amount=amount,
+            window_s=window_s,
+            algorithm=algorithm,
+            burst=burst if algorithm == "gcra" else None,
+            aligned=aligned,
+        )
+    except InvalidLimit:  # beyond what GCRA counts exactly: refused at start-up, so nothing to compare
+        return Limit(amount=7, window_s=window_s, algorithm=algorithm, aligned=aligned)
+
+
+class Parity(RuleBasedStateMachine):
+    """One batch at a time against both; they must agree on every number."""
+
+    runner: asyncio.Runner
+    client: redis.asyncio.Redis
+    clock_goes_back = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now_us = START_US
+        self.twin = MemoryStore(lambda: self.now_us)
+        self.redis = RedisStore(self.client, lambda: self.now_us)
+        self.waits: list[int] = []
+        self.made: list[tuple[Charge, int]] = []
+        self.runner.run(self.client.flushall())
+
+    @initialize(found=st.lists(limits(), min_size=1, max_size=4))
+    def some_limits(self, found):
+        self.limits = found
+
+    def decide(self, asks):
+        want = list(self.runner.run(self.twin.decide(asks)))
+        got = list(self.runner.run(self.redis.decide(asks)))
+        assert got == want, (asks, self.now_us)
+        decisions, start = [], 1
+        for ask in asks:
+            decisions.append(read(ask, want[0], want, start))
+            start += 4 * len(ask.charges)
+        return decisions
+
+    def charge(self, index, share):
+        limit = self.limits[index % len(self.limits)]
+        cost = [0, 1, 1, 1, 2, 3, limit.capacity, -(-limit.capacity // 2), limit.capacity // 3 + 1][share]
+        return Charge(limit, b"{t}%d" % (index % len(self.limits)), min(cost, limit.capacity))
+
+    @rule(
+        batch=st.lists(
+            st.tuples(
+                st.sampled_from([CHARGE, CHARGE, CHARGE, CHARGE, LOOK]),
+                st.lists(st.tuples(st.integers(0, 3), st.integers(0, 8)), min_size=1, max_size=4),
+            ),
+            min_size=1,
+            max_size=6,
+        )
+    )
+    def requests_of_one_tick(self, batch):
+        asks = []
+        for kind, picks in batch:
+            charges = {charge.key: charge for charge in (self.charge(*pick) for pick in picks)}
+            asks.append(Ask(tuple(charges.values()), kind))
+        decisions = self.decide(asks)
+        self.waits = [decision.retry_us for decision in decisions if decision.retry_us]
+        for ask, decision in zip(asks, decisions, strict=True):
+            if ask.kind == CHARGE and decision.allowed:
+                self.made += [(charge, decision.at_us) for charge in ask.charges]
+            for standing in decision.standings:
+                assert 0 <= standing.remaining <= standing.limit.capacity
+                assert (standing.next_us == 0) == (standing.remaining == standing.limit.capacity)
+
+    @rule(index=st.integers(0, 8), share=st.integers(0, 8))
+    def whoever_waits_retry_after_passes_and_not_earlier(self, index, share):
+        charge = self.charge(index, share)
+        if charge.cost == 0:
+            return
+        (refused,) = self.decide([Ask((charge,), LOOK)])
+        if refused.allowed:
+            return
+        before_us = self.now_us
+        self.now_us = before_us + refused.retry_us - 1
+        assert not self.decide([Ask((charge,), LOOK)])[0].allowed
+        self.now_us = before_us + refused.retry_us
+        assert self.decide([Ask((charge,))])[0].allowed
+
+    @rule(pick=st.integers(0, 50), part=st.integers(1, 3))
+    def a_charge_is_given_back(self, pick, part):
+        if not self.made:
+            return
+        charge, at_us = self.made.pop(pick % len(self.made))
+        self.decide([Ask((charge._replace(cost=-(-charge.cost // part)),), GIVE_BACK, at_us)])
+
+    @rule(us=st.integers(0, 3000))
+    def a_moment_passes(self, us):
+        self.now_us += us
+
+    @rule(index=st.integers(0, 3), thousandths=st.integers(1, 2100))
+    def part_of_a_window_passes(self, index, thousandths):
+        window_us = self.limits[index % len(self.limits)].window_s * 1_000_000
+        self.now_us += window_us * thousandths // 1000
+
+    @rule(early_us=st.integers(0, 1))
+    def just_as_long_as_somebody_must_wait(self, early_us):
+        if self.waits:
+            self.now_us += max(0, self.waits[0] - early_us)
+
+    @rule(index=st.integers(0, 3), thousandths=st.integers(1, 1500))
+    def the_clock_steps_back(self, index, thousandths):
+        if self.clock_goes_back:
+            window_us = self.limits[index % len(self.limits)].window_s * 1_000_000
+            self.now_us = max(10**15, self.now_us - window_us * thousandths // 1000)
+
+    @invariant()
+    def every_key_expires(self):
+        for index, limit in enumerate(getattr(self, "limits", ())):
+            left_ms = self.runner.run(self.client.pttl(b"{t}%d" % index))
+            longest_s = limit.refill_s if limit.algorithm == "gcra" else limit.window_s
+            assert left_ms == -2 or 0 <= left_ms <= 2 * longest_s * 1000 + 1000, limit
+
+
+class ParityWithSteps(Parity):
+    clock_goes_back = True
+
+
+def hold(machine, client, runner, examples):
+    machine.client, machine.runner = client, runner
+    run_state_machine_as_test(
+        machine,
+        settings=settings(
+            max_examples=examples,
+            stateful_step_count=STEPS,
+            deadline=None,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
+
+
+@pytest.mark.parametrize("machine", [Parity, ParityWithSteps])
+def test_script_equals_twin_on_a_real_redis(redis_server: RedisServer, machine):
+    with asyncio.Runner() as runner:
+        client = redis.asyncio.Redis(unix_socket_path=redis_server.socket)
+        hold(machine, client, runner, EXAMPLES)
+        runner.run(client.aclose())
+
+
+@pytest.mark.parametrize("machine", [Parity, ParityWithSteps])
+def test_script_equals_twin_on_fakeredis(machine):
+    with asyncio.Runner() as runner:
+        client = fakeredis.FakeAsyncRedis()
+        hold(machine, client, runner, EXAMPLES // 4)
+        runner.run(client.aclose())
