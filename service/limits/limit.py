@@ -139,7 +139,7 @@ def _read(part: str, text: str) -> tuple[int, int]:
     """(amount, window in seconds) of one limit. Raises InvalidLimit quoting the part that cannot be read."""
     match = _PART.fullmatch(part) if part.isascii() else None
     if match is None:
-        shown = part if part == text else f"{part}\" in \"{text}"
+        shown = part if part == text else f'{part}" in "{text}'
         raise InvalidLimit(f'limit "{shown}": write "amount/period", for example "10/minute"')
     amount, multiple, word = match.groups()
     period = word.lower().removesuffix("s")

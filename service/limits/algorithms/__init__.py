@@ -27,7 +27,6 @@ def script() -> str:
     """The one script: `decide.lua` with every algorithm's file in its place."""
     folder = resources.files(__name__)
     parts = [
-        f"function()\n{(folder / algorithm.lua).read_text(encoding='utf-8')}end,\n"
-        for algorithm in ALGORITHMS.values()
+        f"function()\n{(folder / algorithm.lua).read_text(encoding='utf-8')}end,\n" for algorithm in ALGORITHMS.values()
     ]
     return (folder / "decide.lua").read_text(encoding="utf-8").replace(_HERE, "".join(parts))

@@ -13,9 +13,7 @@ ENTRIES = 1024
 class MovingWindow:
     """The twin: a plain log. State: ((stamp_us, units), ...), oldest first."""
 
-    def __init__(
-        self, definition: Definition, state: tuple[tuple[int, int], ...] | None, now_us: int
-    ) -> None:
+    def __init__(self, definition: Definition, state: tuple[tuple[int, int], ...] | None, now_us: int) -> None:
         self.capacity, self.window_us, self.grid_us = definition.capacity, definition.window_us, definition.a
         self.now_us, self.stale = now_us, False
         log = list(state or ())

@@ -1,8 +1,7 @@
 """The real script on fakeredis: for unit tests, and where no Redis binary can be had. One process only."""
 
+import functools
 from collections.abc import Callable
-
-import fakeredis
 
 from service.limits.stores.redis import RedisStore
 
@@ -15,8 +14,10 @@ class FakeServerOpener:
     """
 
     def __init__(self, clock: Callable[[], int] | None = None) -> None:
-        self.server = fakeredis.FakeServer()
+        import fakeredis  # noqa: PLC0415  a process that never fakes need not load Lua
+
+        self._client = functools.partial(fakeredis.FakeAsyncRedis, server=fakeredis.FakeServer())
         self._clock = clock
 
     def __call__(self) -> RedisStore:
-        return RedisStore(fakeredis.FakeAsyncRedis(server=self.server), self._clock)
+        return RedisStore(self._client(), self._clock)

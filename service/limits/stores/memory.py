@@ -80,6 +80,10 @@ class MemoryStore:
         return "memory of this process"
 
     async def forget(self, prefix: str, identity: str | None) -> int:
+        return self.forget_now(prefix, identity)
+
+    def forget_now(self, prefix: str, identity: str | None) -> int:
+        """`forget` for callers without an event loop."""
         head, _ = keys.around(prefix, "", "")
         start = head if identity is None else head + keys.who(identity) + b"}"
         with self._lock:

@@ -51,10 +51,10 @@ class RedisStore:
         if not self._sha:
             self._sha = await self.client.script_load(script())
         try:
-            return await self.client.evalsha(self._sha, len(names), *names, now_us, text)  # type: ignore[no-any-return,misc]
+            return await self.client.evalsha(self._sha, len(names), *names, now_us, text)  # type: ignore[no-any-return]
         except NoScriptError:
             self._sha = await self.client.script_load(script())
-            return await self.client.evalsha(self._sha, len(names), *names, now_us, text)  # type: ignore[no-any-return,misc]
+            return await self.client.evalsha(self._sha, len(names), *names, now_us, text)  # type: ignore[no-any-return]
 
     async def ping(self) -> str:
         try:
@@ -93,7 +93,7 @@ class RedisOpener:
         self._url = url
         self._options = {"max_connections": 8, **options}
         try:
-            redis.asyncio.ConnectionPool.from_url(url, **self._settled()).make_connection()
+            redis.asyncio.ConnectionPool.from_url(url, **self._settled()).make_connection()  # type: ignore[no-untyped-call]
         except (ValueError, TypeError, RedisError) as error:
             raise ConfigurationError(f"the Redis URL cannot be used: {error}") from error
 

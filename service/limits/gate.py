@@ -1,0 +1,184 @@
+"""The gate: a pure ASGI middleware that charges a request before the application sees it.
+
+It walks the way and decides nothing itself: match → plan → admit → application, with headers on the first message.
+A refusal leaves here, before the body is read, before validation and dependencies.
+
+Body: only coroutine functions among the user's (key, cost, limits, exempt_when) can read it; what they read is kept,
+up to `Limiter(body_cap_bytes=)`, and handed to the application again. CORS: preflights are not charged, refusals
+carry the headers of the app's CORSMiddleware, wherever it stands, and it exposes ours.
+"""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from starlette.datastructures import Headers
+from starlette.middleware.cors import CORSMiddleware
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.errors import ConfigurationError, InvalidInput, OnequotaError, StoreUnavailable
+from service.limits.match import METHODS, Place, Table
+from service.limits.passage import (
+    admissions,
+    admit,
+    deduct,
+    deny,
+    fault,
+    problem_response,
+    refusal,
+    with_headers,
+)
+from service.limits.plan import Plan
+
+if TYPE_CHECKING:
+    from service.limits.limiter import Limiter
+
+_UNSEEN = object()
+
+
+class Gate:
+    """The middleware. `app.add_middleware(limiter.middleware)`, or by slowapi's names without the limiter.
+
+    Args:
+        app: The application behind it.
+        limiter: Whose limits; None takes `app.state.limiter` when a request comes.
+    """
+
+    def __init__(self, app: ASGIApp, limiter: "Limiter | None" = None) -> None:
+        self.app = app
+        self._limiter = limiter
+        self._table: Table | None = None
+        self._size = -1
+        self._plans: dict[tuple[Place | None, str], Plan | object | None] = {}
+        self._inner_cors: CORSMiddleware | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        kind = scope["type"]
+        if kind != "http" and kind != "websocket":
+            if kind == "lifespan":
+                self._build(scope, self._limiter or _limiter_of(scope))
+            await self.app(scope, receive, send)
+            return
+        limiter = self._limiter or _limiter_of(scope)
+        if not limiter.checks or limiter in admissions(scope):
+            await self.app(scope, receive, send)
+            return
+        plan = self._plan(scope, limiter)
+        if plan is None or limiter.filtered():
+            await self.app(scope, receive, send)
+            return
+        if plan.awaits and kind == "http":
+            receive = _Replay(receive, limiter.body_cap_bytes)
+        try:
+            admission = await admit(limiter, plan, scope, receive)
+        except (StoreUnavailable, InvalidInput) as error:
+            await self._answer(fault(error), scope, receive, send)
+            return
+        except BodyTooLargeError as error:
+            await self._answer(problem_response(413, str(error)), scope, receive, send)
+            return
+        if isinstance(receive, _Replay):
+            receive.rewind()
+        if admission.refused:
+            await self._answer(await refusal(limiter, admission, scope), scope, receive, send)
+            return
+        try:
+            await self.app(scope, receive, with_headers(limiter, admission, send))
+        except Exception:
+            if admission.deducting:  # the server's 500 is answered outside of this middleware
+                await deduct(limiter, admission, problem_response(500, "unhandled exception"))
+            raise
+
+    def _plan(self, scope: Scope, limiter: "Limiter") -> Plan | None:
+        if self._table is None or self._size != len(scope["app"].router.routes):
+            self._build(scope, limiter)
+        assert self._table is not None
+        place = self._table.find(scope)
+        method = scope.get("method", "")
+        if method == "OPTIONS" and _is_preflight(scope) and not (place and place.methods and method in place.methods):
+            return None
+        known = method if method in METHODS else ""
+        plan = self._plans.get((place, known), _UNSEEN)
+        if plan is _UNSEEN:
+            plan = self._plans[place, known] = limiter.plan_at(place, known)
+        return plan  # type: ignore[return-value]
+
+    def _build(self, scope: Scope, limiter: "Limiter") -> None:
+        """Flatten the routes and see that every decorator among them is in force. Raises ConfigurationError."""
+        app = scope["app"]
+        limiter.check_deployment()
+        self._table = Table(app.router.routes)
+        self._size = len(app.router.routes)
+        self._plans = {}
+        for place in self._table.places:
+            limiter.check_place(place)
+        self._inner_cors = next((m for m in _chain(self.app) if isinstance(m, CORSMiddleware)), None)
+        for middleware in _chain(app.middleware_stack):
+            if isinstance(middleware, CORSMiddleware):
+                _expose(middleware, limiter.exposed)
+
+    async def _answer(self, response: Any, scope: Scope, receive: Receive, send: Send) -> None:
+        cors = self._inner_cors
+        if cors is not None and scope["type"] == "http":
+            request_headers = Headers(scope=scope)
+            if "origin" in request_headers:
+                outer = send
+
+                async def send(message: Message) -> None:
+                    await cors.send(message, outer, request_headers)
+
+        await deny(response, scope, receive, send)
+
+
+class BodyTooLargeError(OnequotaError):
+    """A key or cost function wanted a body beyond the cap."""
+
+
+class _Replay:
+    """`receive`, keeping what is read until `rewind`; then it is handed out again, and nothing more is kept."""
+
+    def __init__(self, receive: Receive, cap_bytes: int) -> None:
+        self._receive = receive
+        self._cap_bytes = cap_bytes
+        self._kept: list[Message] = []
+        self._size = 0
+        self._again: Iterator[Message] | None = None
+
+    async def __call__(self) -> Message:
+        if self._again is not None:
+            message = next(self._again, None)
+            return message if message is not None else await self._receive()
+        message = await self._receive()
+        self._kept.append(message)
+        self._size += len(message.get("body", b""))
+        if self._size > self._cap_bytes:
+            raise BodyTooLargeError(f"the body is needed to count this request; at most {self._cap_bytes} bytes")
+        return message
+
+    def rewind(self) -> None:
+        self._again = iter(self._kept)
+
+
+def _limiter_of(scope: Scope) -> "Limiter":
+    limiter = getattr(scope["app"].state, "limiter", None)
+    if limiter is None:
+        raise ConfigurationError("no limiter: set app.state.limiter = limiter, or add limiter.middleware")
+    return limiter  # type: ignore[no-any-return]
+
+
+def _is_preflight(scope: Scope) -> bool:
+    names = {name for name, _ in scope["headers"]}
+    return b"origin" in names and b"access-control-request-method" in names
+
+
+def _chain(app: Any) -> Iterator[Any]:
+    while app is not None:
+        yield app
+        app = getattr(app, "app", None)
+
+
+def _expose(cors: CORSMiddleware, names: tuple[str, ...]) -> None:
+    """Let scripts read our headers, beside those the app exposes itself."""
+    before = cors.simple_headers.get("Access-Control-Expose-Headers", "")
+    present = [name.strip() for name in before.split(",") if name.strip()]
+    missing = [name for name in names if name.lower() not in {p.lower() for p in present}]
+    cors.simple_headers["Access-Control-Expose-Headers"] = ", ".join(present + missing)

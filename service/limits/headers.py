@@ -1,0 +1,102 @@
+"""A decision as response headers. Pure.
+
+slowapi's X-RateLimit-* (names can be changed) and draft-ietf-httpapi-ratelimit-headers-10: RateLimit-Policy and
+RateLimit, structured fields (RFC 9651), one member per limit; `t` is the time until one more unit is there.
+"""
+
+from collections.abc import Iterable, Sequence
+from email.utils import formatdate, parsedate_to_datetime
+from functools import lru_cache
+
+from service.limits.decision import Decision, Standing, seconds
+from service.limits.limit import Limit
+
+Pairs = list[tuple[bytes, bytes]]
+
+EXPOSED = ("RateLimit", "RateLimit-Policy", "Retry-After")
+"""What a browser's script may read of them, for Access-Control-Expose-Headers; the X- names come on top."""
+
+
+@lru_cache(maxsize=4096)
+def quoted(name: str) -> str:
+    """A structured-field string."""
+    return '"' + name.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+@lru_cache(maxsize=4096)
+def policy(limits: tuple[Limit, ...]) -> bytes:
+    """RateLimit-Policy of a set of limits: `"chat";q=20;w=60`."""
+    return ", ".join(f"{quoted(limit.name)};q={limit.capacity};w={limit.refill_s}" for limit in limits).encode()
+
+
+def draft(standings: Sequence[Standing]) -> Pairs:
+    """RateLimit-Policy and RateLimit."""
+    state = ", ".join(
+        f"{quoted(standing.limit.name)};r={standing.remaining};t={seconds(standing.next_us)}" for standing in standings
+    )
+    limits = tuple([standing.limit for standing in standings])
+    return [(b"ratelimit-policy", policy(limits)), (b"ratelimit", state.encode())]
+
+
+def shown(standings: Sequence[Standing]) -> Standing:
+    """The one limit that X-RateLimit-* speaks of: the one that refuses longest, else the shortest window's."""
+    first = standings[0]
+    if len(standings) == 1:
+        return first
+    longest = max(standings, key=lambda standing: standing.retry_us)
+    return longest if longest.retry_us else min(standings, key=lambda standing: standing.limit.window_s)
+
+
+class SlowapiHeaders:
+    """X-RateLimit-Limit, -Remaining, -Reset and Retry-After, as slowapi writes them on every answer.
+
+    Args:
+        names: The four header names, in that order.
+        http_date: Retry-After as a date instead of seconds.
+    """
+
+    def __init__(self, names: Sequence[str], *, http_date: bool = False) -> None:
+        self.names = tuple(names)
+        self._limit, self._remaining, self._reset, self._retry = (n.lower().encode() for n in names)
+        self._http_date = http_date
+
+    def pairs(self, decision: Decision) -> Pairs:
+        """The first three, for the limit that is `shown`."""
+        standing = shown(decision.standings)
+        reset_s = seconds(decision.at_us + standing.reset_us)
+        return [
+            (self._limit, b"%d" % standing.limit.capacity),
+            (self._remaining, b"%d" % standing.remaining),
+            (self._reset, b"%d" % reset_s),
+        ]
+
+    def retry(self, decision: Decision, existing: bytes | None = None) -> tuple[bytes, bytes]:
+        """Retry-After: when refused, the honest wait; when allowed, until the quota is whole (slowapi's custom).
+
+        A later `existing` one, which the application had set itself, stays.
+        """
+        wait_s = decision.retry_after or seconds(shown(decision.standings).reset_us)
+        now_s = decision.at_us / 1_000_000
+        wait_s = max(wait_s, read_retry(existing, now_s))
+        if self._http_date:
+            return self._retry, formatdate(-(-decision.at_us // 1_000_000) + wait_s, usegmt=True).encode()
+        return self._retry, b"%d" % wait_s
+
+
+def read_retry(value: bytes | None, now_s: float) -> int:
+    """Seconds a Retry-After header asks for; 0 if there is none or it cannot be read."""
+    if value is None:
+        return 0
+    text = value.decode("latin-1")
+    if text.isdigit():
+        return int(text)
+    try:
+        return max(0, -int(-(parsedate_to_datetime(text).timestamp() - now_s) // 1))
+    except ValueError:
+        return 0
+
+
+def replace(headers: Iterable[tuple[bytes, bytes]], new: Pairs) -> Pairs:
+    """`headers` with the new ones instead of those of the same name."""
+    names = {name for name, _ in new}
+    return [pair for pair in headers if pair[0].lower() not in names] + new

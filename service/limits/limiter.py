@@ -1,0 +1,486 @@
+"""slowapi's Limiter, awaited: the same constructor, decorators and names over the engine of this package.
+
+The only file that names slowapi. Its base class reads the configuration (`RATELIMIT_*`, .env), gives
+`isinstance(limiter, slowapi.Limiter)` its truth and `RateLimitExceeded` its `Limit`; its storage is never asked.
+What differs on purpose is listed in docs/slowapi.md.
+"""
+
+import functools
+import inspect
+from collections.abc import Awaitable, Callable, Generator, Sequence
+from typing import Any, NoReturn, ParamSpec, TypeVar
+
+import limits
+import slowapi
+from fastapi.exception_handlers import http_exception_handler
+from limits import RateLimitItem
+from slowapi.errors import RateLimitExceeded
+from slowapi.extension import HEADERS, C
+from slowapi.util import get_ipaddr, get_remote_address
+from slowapi.wrappers import Limit as SlowapiLimit
+from starlette.exceptions import HTTPException
+from starlette.requests import HTTPConnection
+from starlette.responses import Response
+
+from service.errors import ConfigurationError, InvalidInput
+from service.limits import headers, keys
+from service.limits.decision import CHARGE, LOOK, Ask, Charge, Decision
+from service.limits.decorator import Quota, layers, named, original, quotas, wrap, wraps
+from service.limits.engine import DEADLINE_S, Engine
+from service.limits.gate import Gate
+from service.limits.identity import Addresses, client_address
+from service.limits.limit import PERIODS_S, Limit
+from service.limits.match import METHODS, Place
+from service.limits.passage import Admission
+from service.limits.plan import UNMATCHED, Due, Plan, Rule, ask, compose, outside
+from service.limits.stores import MemoryStore, opener
+from service.settings import redis_url_from_env, several_workers
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class View(tuple[RateLimitItem, list[str]]):
+    """`request.state.view_rate_limit`, as slowapi's handlers expect it: (item, [key, scope]), and the decision."""
+
+    decision: Decision
+
+
+class Limiter(slowapi.Limiter):
+    """Limits for an ASGI app, counted together by all its workers.
+
+    Takes slowapi's arguments, in slowapi's order, and by name:
+
+    Args:
+        key_func: Who is charged: a function of () or (request), also a coroutine function; see `identity`.
+        strategy: "fixed-window" (default), "moving-window", "sliding-window-counter" or "gcra".
+        storage_uri: Where the counters are; else REDIS_URL, else memory:// (refused when several workers serve).
+        storage_options: More arguments for redis-py's client.
+        headers_enabled: Write X-RateLimit-* and, on every answer, Retry-After, as slowapi does.
+        draft_headers: Write RateLimit and RateLimit-Policy (draft-ietf-httpapi-ratelimit-headers-10).
+        trusted_proxies: Networks whose X-Forwarded-For is believed by `identity.client_address`.
+        on_refusal: A function of (request, decision), also a coroutine function; a Response it returns is the
+            answer to the refused request, None leaves it to the registered handler or to problem+json.
+        on_outage: What is answered while the store is away; this version knows "deny": 503 with Retry-After.
+        deadline_s: Seconds a decision may take, from its arrival.
+        body_cap_bytes: How much body a coroutine key or cost function may read; more is refused with 413.
+
+    `swallow_errors`, `in_memory_fallback` and `in_memory_fallback_enabled` are taken and do nothing: what happens
+    while the store is away is said by `on_outage`. `key_style` does nothing: counters belong to route templates.
+
+    Raises:
+        ConfigurationError: An argument cannot be meant.
+    """
+
+    def __init__(
+        self,
+        key_func: Callable[..., Any],
+        default_limits: Sequence[str | Callable[..., Any]] = (),
+        application_limits: Sequence[str | Callable[..., Any]] = (),
+        headers_enabled: bool = False,
+        strategy: str | None = None,
+        storage_uri: str | None = None,
+        storage_options: dict[str, Any] | None = None,
+        auto_check: bool = True,
+        swallow_errors: bool = False,
+        in_memory_fallback: Sequence[str | Callable[..., Any]] = (),
+        in_memory_fallback_enabled: bool = False,
+        retry_after: str | None = None,
+        key_prefix: str = "",
+        enabled: bool = True,
+        config_filename: str | None = None,
+        key_style: str = "url",
+        *,
+        draft_headers: bool = True,
+        trusted_proxies: Sequence[str] = (),
+        on_refusal: Callable[..., Any] | None = None,
+        on_outage: str = "deny",
+        deadline_s: float = DEADLINE_S,
+        body_cap_bytes: int = 1 << 20,
+    ) -> None:
+        super().__init__(
+            key_func,
+            headers_enabled=headers_enabled,
+            storage_uri="memory://",
+            storage_options={},
+            auto_check=auto_check,
+            retry_after=retry_after,
+            key_prefix=key_prefix,
+            enabled=enabled,
+            config_filename=config_filename,
+        )
+        if on_outage != "deny":
+            raise ConfigurationError(f'on_outage "{on_outage}": this version knows "deny" (503 while Redis is away)')
+        if not 0 < deadline_s <= 60:
+            raise ConfigurationError(f"deadline_s {deadline_s}: use more than 0 and at most 60 seconds")
+        self.strategy = strategy or self.get_app_config(C.STRATEGY) or "fixed-window"
+        self.addresses = Addresses(trusted_proxies)
+        self.on_refusal = on_refusal
+        self.body_cap_bytes = body_cap_bytes
+        self.storage_uri = storage_uri or self.get_app_config(C.STORAGE_URL) or redis_url_from_env() or "memory://"
+        self.engine = Engine(opener(self.storage_uri, storage_options), deadline_s)
+        self._draft_headers = draft_headers
+        self._slowapi_headers = headers.SlowapiHeaders(
+            [
+                self._header_mapping[name]
+                for name in (HEADERS.LIMIT, HEADERS.REMAINING, HEADERS.RESET, HEADERS.RETRY_AFTER)
+            ],
+            http_date=self._retry_after == "http-date",
+        )
+        self._rules: dict[Any, list[Rule]] = {}
+        self._exempt: set[Any] = set()
+        self._same_named: dict[str, list[Any]] = {}
+        self._here: dict[tuple[Any, str, str], Plan | None] = {}
+        configured: str | None = self.get_app_config(C.APPLICATION_LIMITS)
+        self._application = [
+            self._rule(text, origin="application_limits", error_message=None)
+            for text in application_limits or ([configured] if configured else ())
+        ]
+        configured = self.get_app_config(C.DEFAULT_LIMITS)
+        self._defaults = [
+            self._rule(text, origin="default_limits", error_message=None)
+            for text in default_limits or ([configured] if configured else ())
+        ]
+
+    # ── declaring ────────────────────────────────────────────────────────────────────────────────────────────
+
+    def limit(
+        self,
+        limit_value: str | Callable[..., Any],
+        key_func: Callable[..., Any] | None = None,
+        per_method: bool = False,
+        methods: Sequence[str] | None = None,
+        error_message: str | Callable[..., Any] | None = None,
+        exempt_when: Callable[..., Any] | None = None,
+        cost: int | Callable[..., Any] = 1,
+        override_defaults: bool = True,
+        *,
+        deduct_when: Callable[..., Any] | None = None,
+        strategy: str | None = None,
+        burst: int | None = None,
+        name: str | None = None,
+    ) -> Callable[[Callable[P, R]], Callable[P, R]]:
+        """Limit the decorated route; stands below the route decorator. slowapi's arguments, and by name:
+
+        Args:
+            deduct_when: A function of the response; false = this request is given back.
+            strategy: Another way to count than the limiter's.
+            burst: For "gcra": units that may pass at once; the limit's amount by default.
+            name: What headers call the limit; by default the limit as written.
+
+        Raises:
+            ConfigurationError: The limit or the decorated object cannot be meant.
+        """
+        return self._declare(
+            limit_value,
+            key_func=key_func,
+            per_method=per_method,
+            methods=methods,
+            error_message=error_message,
+            exempt_when=exempt_when,
+            cost=cost,
+            override_defaults=override_defaults,
+            deduct_when=deduct_when,
+            strategy=strategy,
+            burst=burst,
+            name=name,
+        )
+
+    def shared_limit(
+        self,
+        limit_value: str | Callable[..., Any],
+        scope: str | Callable[..., Any],
+        key_func: Callable[..., Any] | None = None,
+        error_message: str | Callable[..., Any] | None = None,
+        exempt_when: Callable[..., Any] | None = None,
+        cost: int | Callable[..., Any] = 1,
+        override_defaults: bool = True,
+        **more: Any,
+    ) -> Callable[[Callable[P, R]], Callable[P, R]]:
+        """Like `limit`, but all routes with the same `scope` (a name, or a function of the request) count together."""
+        return self._declare(
+            limit_value,
+            scope=scope,
+            key_func=key_func,
+            error_message=error_message,
+            exempt_when=exempt_when,
+            cost=cost,
+            override_defaults=override_defaults,
+            **more,
+        )
+
+    def exempt(self, obj: Callable[P, R]) -> Callable[P, R]:
+        """No limit applies to the decorated route, application limits included."""
+        self._exempt |= set(layers(obj))
+        return obj
+
+    def quota(self, limit_value: str | Callable[..., Any], *, scope: str | None = None, **more: Any) -> "Quota":
+        """A dependency that limits: `Depends(limiter.quota("5/minute"))` on a route, router or app.
+
+        Each route counts for itself; with a `scope` all routes with that name count together. Takes `limit`'s
+        other arguments. Behind the middleware it is charged with the route's other limits, before the body.
+        """
+        more.setdefault("override_defaults", False)
+        return Quota(self, self._rule(limit_value, origin="quota", scope=scope, **more))
+
+    def _rule(self, limit_value: str | Callable[..., Any], *, origin: str, **more: Any) -> Rule:
+        strategy = more.pop("strategy", None) or self.strategy
+        burst, name = more.get("burst"), more.get("name")
+        methods = more.pop("methods", None)
+        key_func = more.pop("key_func", None) or self._key_func
+        if key_func in (get_ipaddr, get_remote_address):
+            key_func = client_address  # the first believes a header that clients write, the second no proxy at all
+        found: Any = limit_value
+        if not callable(limit_value):
+            found = Limit.parse(limit_value, algorithm=strategy, burst=burst, name=name)
+        return Rule(
+            limits=found,
+            key_func=key_func,
+            algorithm=strategy,
+            methods=frozenset(map(str.upper, methods)) if methods else None,
+            origin=origin,
+            **more,
+        )
+
+    def _declare(
+        self, limit_value: str | Callable[..., Any], **more: Any
+    ) -> Callable[[Callable[P, R]], Callable[P, R]]:
+        def decorate(func: Callable[P, R]) -> Callable[P, R]:
+            if inspect.isclass(func) or not callable(func):
+                raise ConfigurationError(f"{func!r}: decorate the functions or methods that handle requests")
+            innermost = original(self, func)
+            self._rules.setdefault(innermost, []).append(self._rule(limit_value, origin=named(innermost), **more))
+            self._ordinal(innermost)
+            return func if wraps(self, func) else wrap(self, func)
+
+        return decorate
+
+    def _ordinal(self, func: Any) -> int:
+        """Which of several functions of one name this is, in the order of the code: the same in every worker."""
+        namesakes = self._same_named.setdefault(named(func), [])
+        if func not in namesakes:
+            namesakes.append(func)
+        return namesakes.index(func)
+
+    # ── finding what applies ─────────────────────────────────────────────────────────────────────────────────
+
+    @property
+    def checks(self) -> bool:
+        """Whether requests are checked at all; `enabled` may change at any time."""
+        return self.enabled and self._auto_check
+
+    def filtered(self) -> bool:
+        """slowapi's request filters: one that answers true lets the request by."""
+        return any(skip() for skip in self._request_filters)
+
+    def check_deployment(self) -> None:
+        """Raises ConfigurationError if several workers would each count for themselves."""
+        if self.storage_uri.startswith(("memory://", "async+memory://")) and (several_workers() or 1) > 1:
+            raise ConfigurationError(
+                f"{several_workers()} workers would each count for themselves in memory://; "
+                "set REDIS_URL or storage_uri to a Redis they share"
+            )
+
+    def rules_of(self, func: Any) -> Sequence[Rule]:
+        """What is declared on a function."""
+        return self._rules.get(func, ())
+
+    def check_place(self, place: Place) -> None:
+        """Raises ConfigurationError if a decorator stands above the route decorator, where it cannot work."""
+        for func in place.functions(""):
+            innermost = original(self, func)
+            self._ordinal(innermost)
+            if innermost in self._rules and not wraps(self, func):
+                raise ConfigurationError(
+                    f"{named(innermost)}: @limiter.limit stands above the route decorator of "
+                    f"{place.template}, so the route does not know it; put it below"
+                )
+
+    def plan_at(self, place: Place | None, method: str) -> Plan | None:
+        """What a request to this place and method is charged; None = nothing."""
+        functions = place.functions(method) if place else ()
+        if any(not self._exempt.isdisjoint(layers(func)) for func in functions):
+            return None
+        own: list[Rule] = []
+        for func in functions:
+            own += self._rules.get(original(self, func), ())
+        covered: set[Any] = {original(self, func) for func in functions}
+        for found in quotas(place.dependant if place else None, self):
+            own.append(found.rule)
+            covered.add(found)
+        name = place.template if place else UNMATCHED
+        for func in functions:
+            name += "|" + self._spell(original(self, func))
+        return self._compose(own, name, method, frozenset(covered))
+
+    def plan_here(self, key: Any, rules: Sequence[Rule], connection: HTTPConnection) -> Plan | None:
+        """What a decorator or dependency charges by itself, where no gate has done so."""
+        scope = connection.scope
+        route = scope.get("fastapi", {}).get("effective_route_context") or scope.get("route")
+        template = getattr(route, "path_format", "")
+        method = scope.get("method", "")
+        cached = (key, template, method if method in METHODS else "")
+        if cached not in self._here:
+            endpoint = scope.get("endpoint")
+            func = key if endpoint is None or inspect.isfunction(key) else endpoint
+            if not self._exempt.isdisjoint(layers(func)):
+                self._here[cached] = None
+            else:
+                name = f"{template}|{self._spell(original(self, func))}"
+                self._here[cached] = self._compose(rules, name, cached[2], frozenset([key]))
+        return self._here[cached]
+
+    def _spell(self, func: Any) -> str:
+        ordinal = self._ordinal(func)
+        return named(func) + (f"~{ordinal}" if ordinal else "")
+
+    def _compose(self, own: Sequence[Rule], scope: str, method: str, covered: frozenset[Any]) -> Plan | None:
+        return compose(
+            application=self._application,
+            own=own,
+            defaults=self._defaults,
+            scope=scope,
+            method=method,
+            prefix=self._key_prefix,
+            covered=covered,
+        )
+
+    # ── asking ───────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def check(
+        self,
+        key: str,
+        limits: str | Sequence[Limit],
+        *,
+        cost: int = 1,
+        scope: str = "",
+        strategy: str | None = None,
+        burst: int | None = None,
+        peek: bool = False,
+    ) -> Decision:
+        """One decision outside a request.
+
+        Args:
+            key: Who is charged.
+            limits: Limits in notation, all or nothing; or ready ones.
+            cost: Units, 0 to the smallest limit; 0 looks without spending.
+            scope: What is limited; checks with different scopes do not meet.
+            strategy: Another way to count than the limiter's.
+            burst: For "gcra".
+            peek: Look without spending.
+
+        Raises:
+            InvalidInput: A value is wrong; nothing was charged.
+            InvalidLimit: A limit cannot be meant.
+            StoreUnavailable: No answer within the deadline.
+        """
+        if not isinstance(key, str) or not key:
+            raise InvalidInput("key", f"{key!r} names nobody; use a non-empty string")
+        if isinstance(limits, str):
+            limits = Limit.parse(limits, algorithm=strategy or self.strategy, burst=burst)
+        charges = [
+            Charge(limit, keys.spell(self._key_prefix, key, outside(scope), limit.spelling), limit.admits(cost))
+            for limit in limits
+        ]
+        return await self.engine.decide(Ask(charges, LOOK if peek else CHARGE))
+
+    def reset(self, key: str | None = None) -> Awaitable[int]:  # type: ignore[override]
+        """Forget one identity's counters, or all under the prefix; to be awaited. Answers how many there were."""
+        store = self.engine.open_store() if self.storage_uri.startswith("memory://") else None
+        if isinstance(store, MemoryStore):  # at once, so that slowapi's unawaited `limiter.reset()` works
+            return _Done(store.forget_now(self._key_prefix, key))
+        return self._forget(key)
+
+    async def _forget(self, key: str | None) -> int:
+        return await self.engine.store().forget(self._key_prefix, key)
+
+    async def aclose(self) -> None:
+        """Close the running event loop's connections."""
+        await self.engine.aclose()
+
+    @property
+    def middleware(self) -> Callable[..., Gate]:
+        """For `app.add_middleware(limiter.middleware)`."""
+        return functools.partial(Gate, limiter=self)
+
+    # ── answering ────────────────────────────────────────────────────────────────────────────────────────────
+
+    @property
+    def exposed(self) -> tuple[str, ...]:
+        """The response headers a browser's script may read."""
+        return headers.EXPOSED + (self._slowapi_headers.names[:3] if self._headers_enabled else ())
+
+    def write(self, current: Sequence[tuple[bytes, bytes]], decision: Decision) -> headers.Pairs:
+        """Response headers with the standing in them."""
+        new: headers.Pairs = []
+        if self._headers_enabled:
+            existing = next((value for name, value in current if name.lower() == b"retry-after"), None)
+            new = self._slowapi_headers.pairs(decision)
+            new.append(self._slowapi_headers.retry(decision, existing))
+        elif not decision.allowed:
+            new = [self._slowapi_headers.retry(decision)]
+        if not decision.allowed:
+            new.append((b"cache-control", b"no-store"))
+        found = headers.replace(current, new) if new else list(current)
+        return found + headers.draft(decision.standings) if self._draft_headers else found
+
+    def view(self, admission: Admission) -> View:
+        """slowapi's record of the limit that counts most."""
+        shown = admission.shown
+        found = View((_item(shown.charge.limit), [shown.charge.key.decode(), ""]))
+        assert admission.decision is not None
+        found.decision = admission.decision
+        return found
+
+    async def exceeded(self, due: Due, request: HTTPConnection) -> RateLimitExceeded:
+        """The exception slowapi would raise for this charge."""
+        message = due.rule.error_message
+        if callable(message):
+            message = await ask(message, request)
+        item = _item(due.charge.limit)
+        return RateLimitExceeded(
+            SlowapiLimit(item, due.rule.key_func, None, False, None, message, None, due.charge.cost, True)
+        )
+
+    def refusal_handler(self, app: Any) -> Callable[..., Any] | None:
+        """The app's own handler for refusals: for status 429, for RateLimitExceeded, or for every HTTPException."""
+        handlers = getattr(app, "exception_handlers", {})
+        for kind in (429, RateLimitExceeded, HTTPException):
+            found = handlers.get(kind)
+            if found is not None and found is not http_exception_handler:
+                return found  # type: ignore[no-any-return]
+        return None
+
+    def _inject_headers(self, response: Response, current_limit: Any) -> Response:
+        """slowapi's hook, called by `_rate_limit_exceeded_handler`: no I/O, the standing is known."""
+        decision = getattr(current_limit, "decision", None)
+        if self.enabled and self._headers_enabled and decision is not None:
+            existing = response.headers.get("retry-after", "").encode() or None
+            new = [*self._slowapi_headers.pairs(decision), self._slowapi_headers.retry(decision, existing)]
+            response.raw_headers[:] = headers.replace(response.raw_headers, new)
+        return response
+
+    def _check_request_limit(self, *_: Any, **__: Any) -> NoReturn:
+        raise ConfigurationError(
+            "slowapi's own middleware blocks the event loop; import SlowAPIMiddleware or SlowAPIASGIMiddleware "
+            "from service.limits, or use app.add_middleware(limiter.middleware)"
+        )
+
+
+class _Done:
+    """An awaitable that has its answer already."""
+
+    def __init__(self, value: int) -> None:
+        self._value = value
+
+    def __await__(self) -> Generator[None, None, int]:
+        return self._value
+        yield
+
+
+@functools.lru_cache(maxsize=1024)
+def _item(limit: Limit) -> RateLimitItem:
+    """A limit as the `limits` package writes it."""
+    period = next(name for name, seconds in reversed(PERIODS_S.items()) if limit.window_s % seconds == 0)
+    kind: type[RateLimitItem] = getattr(limits, f"RateLimitItemPer{period.capitalize()}")
+    return kind(limit.amount, limit.window_s // PERIODS_S[period])

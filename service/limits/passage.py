@@ -1,0 +1,225 @@
+"""One request on its way through the limits: charged, then let through with headers, or refused.
+
+The gate, the decorator's wrapper and the dependency share this; they differ only in where they stand.
+"""
+
+import logging
+import time
+from typing import TYPE_CHECKING, Any
+
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import HTTPConnection, Request
+from starlette.responses import Response
+from starlette.types import Message, Receive, Scope, Send
+
+from service.errors import (
+    PROBLEM_JSON,
+    QUOTA_EXCEEDED,
+    REDUCED_CAPACITY,
+    InvalidInput,
+    NoIdentity,
+    OnequotaError,
+    StoreUnavailable,
+    problem,
+)
+from service.limits import headers
+from service.limits.decision import GIVE_BACK, Ask, Decision
+from service.limits.plan import Due, Plan, ask, is_coroutine
+
+if TYPE_CHECKING:
+    from service.limits.limiter import Limiter
+
+log = logging.getLogger("onequota")
+
+ADMITTED = "onequota"
+"""Where an ASGI scope keeps its admissions, one per limiter."""
+
+
+class Admission:
+    """A request that one limiter has charged, or refused.
+
+    Attributes:
+        plan: What it was charged by.
+        due: The charges, with the rules they come from.
+        decision: The answer; None if every rule was exempt.
+        by_gate: The middleware made it, and writes the headers.
+    """
+
+    __slots__ = ("by_gate", "decision", "due", "plan")
+
+    def __init__(self, plan: Plan, due: list[Due], decision: Decision | None) -> None:
+        self.plan = plan
+        self.due = due
+        self.decision = decision
+        self.by_gate = True
+
+    @property
+    def refused(self) -> bool:
+        return self.decision is not None and not self.decision.allowed
+
+    @property
+    def shown(self) -> Due:
+        """The charge that one-limit headers and the refusal speak of."""
+        assert self.decision is not None
+        standings = self.decision.standings
+        return self.due[standings.index(headers.shown(standings))]
+
+    @property
+    def deducting(self) -> bool:
+        """Whether a charge waits for the response, to be kept or given back."""
+        return any(due.rule.deduct_when is not None for due in self.due)
+
+
+async def admit(limiter: "Limiter", plan: Plan, scope: Scope, receive: Receive | None = None) -> Admission:
+    """Charge a request by its plan, and remember the outcome in its scope.
+
+    Raises:
+        InvalidInput: A key or a cost is wrong; nothing was charged.
+        StoreUnavailable: Nobody could decide.
+    """
+    if plan.ready is None:
+        due = await plan.charge(_connection(scope, receive))
+    elif plan.by_address:
+        due = plan.charge_ready(limiter.addresses.of(scope))
+    else:
+        due = plan.charge_ready(plan.key_func(_connection(scope, receive)) if plan.key_takes else plan.key_func())
+    decision = await limiter.engine.decide(Ask([item.charge for item in due])) if due else None
+    admission = Admission(plan, due, decision)
+    admissions(scope)[limiter] = admission
+    if due:
+        scope.setdefault("state", {})["view_rate_limit"] = limiter.view(admission)
+    return admission
+
+
+def admissions(scope: Scope) -> dict[Any, Admission]:
+    """The admissions of a request, by limiter."""
+    return scope.setdefault(ADMITTED, {})  # type: ignore[no-any-return]
+
+
+def _connection(scope: Scope, receive: Receive | None) -> HTTPConnection:
+    if scope["type"] == "http" and receive is not None:
+        return Request(scope, receive)
+    return Request(scope) if scope["type"] == "http" else HTTPConnection(scope)
+
+
+async def deduct(limiter: "Limiter", admission: Admission, response: Response) -> None:
+    """Give back what `deduct_when` does not want charged for this response; the decision then says so."""
+    back, standings = [], list(admission.decision.standings if admission.decision else ())
+    for index, (rule, charge) in enumerate(admission.due):
+        if rule.deduct_when is None:
+            continue
+        keep = rule.deduct_when(response)
+        if not (await keep if hasattr(keep, "__await__") else keep):
+            back.append(charge)
+            standing = standings[index]
+            remaining = min(standing.limit.capacity, standing.remaining + charge.cost)
+            whole = remaining == standing.limit.capacity
+            standings[index] = standing._replace(
+                remaining=remaining,
+                next_us=0 if whole else standing.next_us,
+                reset_us=0 if whole else standing.reset_us,
+            )
+    if back and admission.decision is not None:
+        try:
+            await limiter.engine.decide(Ask(back, GIVE_BACK, admission.decision.at_us))
+        except StoreUnavailable as error:
+            log.warning("give_back_failed error=%s", error)
+        else:
+            admission.decision = admission.decision._replace(standings=tuple(standings))
+
+
+def with_headers(limiter: "Limiter", admission: Admission, send: Send) -> Send:
+    """`send`, writing the standing into the response's first message."""
+
+    async def send_with_headers(message: Message) -> None:
+        kind = message["type"]
+        if kind == "http.response.start" or kind == "websocket.accept":
+            if admission.deducting and kind == "http.response.start":
+                response = Response(status_code=message["status"])
+                response.raw_headers = list(message.get("headers", ()))
+                await deduct(limiter, admission, response)
+            if admission.decision is not None:
+                message["headers"] = limiter.write(message.get("headers", ()), admission.decision)
+        await send(message)
+
+    return send_with_headers
+
+
+async def refusal(limiter: "Limiter", admission: Admission, scope: Scope) -> Response:
+    """The answer to a refused request: the hook's, else the registered handler's, else problem+json."""
+    decision = admission.decision
+    assert decision is not None
+    due = admission.shown
+    request = _connection(scope, None)
+    response = None
+    if limiter.on_refusal is not None:
+        response = await _called(limiter.on_refusal, request, decision)
+    if response is None and (handler := limiter.refusal_handler(scope.get("app"))) is not None:
+        error = await limiter.exceeded(due, request)
+        response = await _called(handler, request, error)
+    if response is None:
+        message = due.rule.error_message
+        detail = await ask(message, request) if callable(message) else message
+        response = problem_response(
+            429,
+            detail or f"{due.charge.limit.name} is used up; try again in {decision.retry_after} s",
+            type_=QUOTA_EXCEEDED,
+            extra={"violated-policies": [standing.limit.name for standing in decision.exceeded]},
+        )
+    response.raw_headers[:] = limiter.write(response.raw_headers, decision)
+    return response
+
+
+async def _called(function: Any, *arguments: Any) -> Response | None:
+    if is_coroutine(function):
+        return await function(*arguments)  # type: ignore[no-any-return]
+    return await run_in_threadpool(function, *arguments)
+
+
+def problem_response(status: int, detail: str, **more: Any) -> Response:
+    """An error answer of our own, not to be cached."""
+    return Response(
+        problem(status, detail, **more),
+        status,
+        {"cache-control": "no-store"},
+        media_type=PROBLEM_JSON,
+    )
+
+
+_last_warning = 0.0
+
+
+def fault(error: OnequotaError) -> Response:
+    """The answer when nobody could be charged: 503 without a store, 400 without an identity, else 422."""
+    global _last_warning  # noqa: PLW0603
+    if isinstance(error, StoreUnavailable):
+        now = time.monotonic()
+        if now - _last_warning > 1:  # an outage is one line a second, not one a request
+            _last_warning = now
+            log.warning("store_unavailable error=%s", error)
+        response = problem_response(
+            503, "Rate limits cannot be checked at the moment; try again shortly", type_=REDUCED_CAPACITY
+        )
+        response.headers["retry-after"] = "1"
+        return response
+    if not isinstance(error, InvalidInput):
+        raise error
+    status = 400 if isinstance(error, NoIdentity) else 422
+    return problem_response(status, str(error), extra={"errors": [{"field": error.field, "reason": error.reason}]})
+
+
+async def deny(response: Response, scope: Scope, receive: Receive, send: Send) -> None:
+    """Send an answer instead of the application's; a WebSocket that cannot carry one is closed with 1008."""
+    if scope["type"] == "http":
+        await response(scope, receive, send)
+    elif "websocket.http.response" in scope.get("extensions", {}):
+        await send(
+            {
+                "type": "websocket.http.response.start",
+                "status": response.status_code,
+                "headers": response.raw_headers,
+            }
+        )
+        await send({"type": "websocket.http.response.body", "body": response.body})
+    else:
+        await send({"type": "websocket.close", "code": 1008, "reason": "rate limit"})

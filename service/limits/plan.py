@@ -1,0 +1,303 @@
+"""Which limits apply to a request: what decorators declared, compiled once per route and method. Pure.
+
+A `Rule` is one declaration; a `Plan` is the rules of one place in the order slowapi applies them: application limits,
+the route's own, and the defaults where the route does not override them. Where nothing has to be computed per
+request (no callables but the key function), the plan carries ready-made parts of the keys: `Plan.ready`.
+"""
+
+import functools
+import inspect
+import math
+import operator
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+from starlette.requests import HTTPConnection
+
+from service.errors import ConfigurationError, InvalidInput, NoIdentity
+from service.limits import keys
+from service.limits.decision import Charge
+from service.limits.identity import client_address
+from service.limits.limit import Limit
+
+APPLICATION = "app"
+UNMATCHED = "unmatched"
+"""The scope all requests share that match no route."""
+
+
+def shared(name: str) -> str:
+    """The scope of a limit that several routes share by name."""
+    return f"s.{name}"
+
+
+def outside(name: str) -> str:
+    """The scope of a check made outside a request."""
+    return f"c.{name}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Rule:
+    """One declared limit, or several in one string.
+
+    Attributes:
+        limits: What is limited; or a function of (), (key) or (request) that answers a limit string.
+        key_func: Who is charged; a function of () or (request), perhaps a coroutine function.
+        algorithm, burst, name: How strings of a `limits` function are read.
+        scope: None for the route's own; else a shared name, or a function that answers one.
+        per_method: Each HTTP method counts for itself (HEAD counts as GET).
+        methods: Only these count, upper case; None = all.
+        cost: Units a request takes, or a function of () or (request); a float is rounded up.
+        exempt_when: A function of () or (request); true = this rule does not apply.
+        deduct_when: A function of (response); false = the charge is given back when the response starts.
+        override_defaults: The route's defaults do not apply beside this rule.
+        error_message: What a refusal says, or a function of () or (request).
+        origin: The decorated function's name, for error messages.
+    """
+
+    limits: tuple[Limit, ...] | Callable[..., Any]
+    key_func: Callable[..., Any]
+    algorithm: str = "fixed-window"
+    burst: int | None = None
+    name: str | None = None
+    scope: str | Callable[..., Any] | None = None
+    per_method: bool = False
+    methods: frozenset[str] | None = None
+    cost: int | Callable[..., Any] = 1
+    exempt_when: Callable[..., Any] | None = None
+    deduct_when: Callable[..., Any] | None = None
+    override_defaults: bool = True
+    error_message: str | Callable[..., Any] | None = None
+    origin: str = ""
+
+    def __post_init__(self) -> None:
+        if not callable(self.key_func):
+            raise ConfigurationError(f"key_func {self.key_func!r} is not callable; pass a function of the request")
+        if not callable(self.cost):
+            for limit in () if callable(self.limits) else self.limits:
+                try:
+                    if limit.admits(self.cost) == 0:
+                        raise InvalidInput("cost", "0 would never count; use 1 or more, or exempt the route")
+                except InvalidInput as error:
+                    raise ConfigurationError(f"{self.origin or limit.name}: {error}") from None
+
+    @property
+    def static(self) -> bool:
+        """Whether only the key has to be computed per request."""
+        computed = (self.limits, self.cost, self.scope, self.exempt_when, self.deduct_when)
+        return not any(map(callable, computed)) and not is_coroutine(self.key_func)
+
+    def read(self, text: object) -> tuple[Limit, ...]:
+        """The limits a `limits` function answered with."""
+        return _read(text, self.algorithm, self.burst, self.name)
+
+
+@lru_cache(maxsize=1024)
+def _read(text: object, algorithm: str, burst: int | None, name: str | None) -> tuple[Limit, ...]:
+    return Limit.parse(text, algorithm=algorithm, burst=burst, name=name)
+
+
+class Ready(NamedTuple):
+    """A charge but for the identity: key = head + identity + tail."""
+
+    rule: Rule
+    limit: Limit
+    head: bytes
+    tail: bytes
+    cost: int
+
+
+class Due(NamedTuple):
+    """A charge and the rule it comes from."""
+
+    rule: Rule
+    charge: Charge
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Plan:
+    """What one place and method are charged.
+
+    Attributes:
+        prefix: Of the keys.
+        entries: (rule, scope of its counters), in order; a None scope is computed per request.
+        method: The method `per_method` counts under.
+        covered: The functions whose decorators this plan carries out.
+        ready: The charges of a plan of static rules that share one key function; else None.
+        key_func: That key function.
+        key_takes: How many arguments it takes, 0 or 1.
+        by_address: It is `identity.client_address`, which needs only the ASGI scope.
+    """
+
+    prefix: str
+    entries: tuple[tuple[Rule, str | None], ...]
+    method: str
+    covered: frozenset[Any]
+    ready: tuple[Ready, ...] | None = field(init=False)
+    key_func: Callable[..., Any] = field(init=False)
+    key_takes: int = field(init=False)
+    by_address: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        key_funcs = {rule.key_func for rule, _ in self.entries}
+        ready = None
+        if len(key_funcs) == 1 and all(rule.static for rule, _ in self.entries):
+            ready = self._prepare()
+        key_func = next(iter(key_funcs))
+        object.__setattr__(self, "ready", ready)
+        object.__setattr__(self, "key_func", key_func)
+        object.__setattr__(self, "key_takes", len(_wanted(key_func)))
+        object.__setattr__(self, "by_address", key_func is client_address)
+
+    def _prepare(self) -> tuple[Ready, ...]:
+        found: dict[bytes, Ready] = {}
+        for rule, scope in self.entries:
+            assert scope is not None and not callable(rule.limits) and isinstance(rule.cost, int)
+            for limit in rule.limits:
+                head, tail = keys.around(self.prefix, scope, limit.spelling)
+                before = found.get(tail)
+                cost = rule.cost + (before.cost if before else 0)  # one counter, declared twice
+                if cost > limit.capacity:
+                    raise ConfigurationError(f"{rule.origin}: {limit.name} is declared twice and costs {cost} together")
+                found[tail] = Ready(rule, limit, head, tail, cost)
+        return tuple(found.values())
+
+    @property
+    def awaits(self) -> bool:
+        """Whether a coroutine function must be asked, which may want to read the body."""
+        return any(
+            is_coroutine(part)
+            for rule, _ in self.entries
+            for part in (rule.key_func, rule.cost, rule.limits, rule.scope, rule.exempt_when)
+        )
+
+    def charge_ready(self, key: object) -> list[Due]:
+        """The charges of a `ready` plan for one key. Raises NoIdentity."""
+        who = identity(key, self.key_func)
+        assert self.ready is not None
+        return [Due(rule, Charge(limit, head + who + tail, cost)) for rule, limit, head, tail, cost in self.ready]
+
+    async def charge(self, connection: HTTPConnection) -> list[Due]:
+        """The charges of any plan. Raises InvalidInput, InvalidLimit, NoIdentity."""
+        found: dict[bytes, Due] = {}
+        known: dict[Any, Any] = {}
+        for rule, scope in self.entries:
+            if rule.exempt_when is not None and await ask(rule.exempt_when, connection):
+                continue
+            if rule.key_func not in known:
+                known[rule.key_func] = await ask(rule.key_func, connection)
+            key = known[rule.key_func]
+            who = identity(key, rule.key_func)
+            limits = rule.limits
+            if callable(limits):
+                limits = rule.read(await ask(limits, connection, key=key))
+            if scope is None:
+                assert callable(rule.scope)
+                scope = shared(str(await ask(rule.scope, connection)))  # noqa: PLW2901
+            cost = whole(await ask(rule.cost, connection)) if callable(rule.cost) else rule.cost
+            for limit in limits:
+                head, tail = keys.around(self.prefix, scope, limit.spelling)
+                name = head + who + tail
+                before = found[name].charge.cost if name in found else 0
+                found[name] = Due(rule, Charge(limit, name, limit.admits(before + cost)))
+        return list(found.values())
+
+
+def identity(key: object, key_func: Callable[..., Any]) -> bytes:
+    """A key function's answer as keys carry it. Raises NoIdentity if it found nobody."""
+    if not key:
+        name = getattr(key_func, "__qualname__", repr(key_func))
+        raise NoIdentity("key", f"{name} found nobody to charge this request to; it answered {key!r}")
+    return keys.who(key if isinstance(key, str) else str(key))
+
+
+def whole(cost: object) -> int:
+    """A computed cost as the integer it stands for, rounded up. Raises InvalidInput."""
+    if isinstance(cost, float) and math.isfinite(cost):
+        return math.ceil(cost)
+    try:
+        if isinstance(cost, bool):
+            raise TypeError
+        return operator.index(cost)  # type: ignore[arg-type]
+    except TypeError:
+        raise InvalidInput("cost", f"{cost!r} is not a number of units") from None
+
+
+def is_coroutine(function: object) -> bool:
+    """Whether calling it answers an awaitable: coroutine functions, partials and objects of such."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
+        getattr(function, "__call__", None)  # noqa: B004
+    )
+
+
+async def ask(function: Callable[..., Any], connection: HTTPConnection, key: object = None) -> Any:
+    """Call a user's function with what its signature asks for: nothing, the key, or the request."""
+    wanted = _wanted(function)
+    answer = function(*(key if name == "key" else connection for name in wanted))
+    return await answer if isinstance(answer, Awaitable) else answer
+
+
+@lru_cache(maxsize=4096)
+def _wanted(function: Callable[..., Any]) -> tuple[str, ...]:
+    """("request",), ("key",) or (): the one positional argument the function must or, by its name, would get."""
+    try:
+        parameters: Mapping[str, inspect.Parameter] = inspect.signature(function).parameters
+    except (TypeError, ValueError):
+        return ("request",)
+    known = [name for name in ("request", "key") if name in parameters]
+    needed = [
+        name
+        for name, parameter in parameters.items()
+        if parameter.default is parameter.empty
+        and parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
+    ]
+    if len(needed) > 1:
+        raise ConfigurationError(
+            f"{getattr(function, '__qualname__', function)} takes {len(needed)} arguments; "
+            "the limiter passes one, the request"
+        )
+    if "key" in needed or (not needed and known == ["key"]):
+        return ("key",)
+    return ("request",) if needed or "request" in known else ()
+
+
+def compose(
+    *,
+    application: Iterable[Rule],
+    own: Iterable[Rule],
+    defaults: Iterable[Rule],
+    scope: str,
+    method: str,
+    prefix: str,
+    covered: frozenset[Any],
+) -> Plan | None:
+    """The plan of a place: which of the rules apply to a method, each with the scope of its counters.
+
+    Args:
+        application: Limits shared by the whole application.
+        own: What the route declares.
+        defaults: Limits for every route that does not override them.
+        scope: Template and function of the route, or `UNMATCHED`.
+        method: HTTP method, "" for a WebSocket.
+        prefix: Of the keys.
+        covered: The decorated functions of the route.
+    """
+    counted_as = "GET" if method == "HEAD" else method
+    own = list(own)
+    rules = [(rule, APPLICATION) for rule in application]
+    rules += [(rule, scope) for rule in own]
+    if all(not rule.override_defaults for rule in own):
+        rules += [(rule, scope) for rule in defaults]
+    entries: list[tuple[Rule, str | None]] = []
+    for rule, of_place in rules:
+        if rule.methods is not None and counted_as not in rule.methods:
+            continue
+        if callable(rule.scope):
+            entries.append((rule, None))
+            continue
+        at = of_place if rule.scope is None else shared(rule.scope)
+        entries.append((rule, f"{at}#{counted_as}" if rule.per_method else at))
+    return Plan(prefix, tuple(entries), counted_as, covered) if entries else None
