@@ -20,6 +20,8 @@ PROBLEM_JSON = "application/problem+json"
 
 _TITLES = {
     400: "Bad Request",
+    404: "Not Found",
+    405: "Method Not Allowed",
     413: "Content Too Large",
     415: "Unsupported Media Type",
     422: "Unprocessable Content",
@@ -63,9 +65,7 @@ class StoreUnavailable(OnequotaError):
     """Redis did not answer within the deadline, or refused to. Callers are told 503, never 429 or 500."""
 
 
-def problem(
-    status: int, detail: str, *, type_: str = "about:blank", extra: Mapping[str, Any] | None = None
-) -> bytes:
+def problem(status: int, detail: str, *, type_: str = "about:blank", extra: Mapping[str, Any] | None = None) -> bytes:
     """The body of an error answer, RFC 9457, UTF-8 JSON. `extra` members come last."""
     body = {"type": type_, "title": _TITLES[status], "status": status, "detail": detail, **(extra or {})}
     return json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()

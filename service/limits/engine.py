@@ -82,6 +82,14 @@ class Engine:
         """The running loop's store, for what is no decision: ping, forget."""
         return self._lane().store
 
+    async def ping(self) -> str:
+        """What answers, e.g. "redis 7.0.15". Raises StoreUnavailable after the deadline."""
+        try:
+            async with asyncio.timeout(self.deadline_s):
+                return await self.store().ping()
+        except TimeoutError:
+            raise StoreUnavailable("the store did not answer in time") from None
+
     def _lane(self) -> "_Lane":
         loop = asyncio.get_running_loop()
         lane = self._lanes.get(loop)

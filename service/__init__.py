@@ -1,0 +1,41 @@
+"""onequota: one quota for every worker.
+
+How a request travels, room by room. A refusal leaves at the gate: before the body is read, before validation,
+before dependencies.
+
+    socket → gate ──────────────────────────────────────────────────────→ route → response
+             │ match:     which route will take it (limits/match.py)               ↑ headers
+             │ identity:  who asks (limits/identity.py)                            │
+             │ plan:      which limits apply, compiled once per route (limits/plan.py)
+             │ engine:    one script, all limits, all or nothing ⇄ Redis           │
+             └ decision:  allowed? remaining, reset, retry ────────────────────────┘
+
+    cli.py          the two commands; no logic
+    settings.py     the only reader of the environment
+    server.py       uvicorn workers: start, share a socket, stop
+    app.py          create_app(settings): the service, wired
+    routes/         what the service answers: one noun a file
+    errors.py       one tree of errors, and problem+json
+    limits/
+      limiter.py    slowapi's Limiter, awaited; the only file that names slowapi
+      gate.py       the middleware: walks the way above and decides nothing itself
+      decorator.py  the same where no gate stands: wrapped functions, Depends(limiter.quota(...))
+      passage.py    what both do with one request: charge it, let it through with headers, or refuse it
+      match.py      request → route, known before the framework routes
+      identity.py   request → who asks; trusted proxies
+      plan.py     · (route, method) → charges
+      engine.py     charges → decision: one call for all that arrive together, deadlines
+      decision.py · frozen values: Ask, Charge, Standing, Decision
+      limit.py    · a limit, valid by construction; the notation
+      headers.py  · decision → header pairs
+      keys.py     · the only speller of Redis keys
+      algorithms/   one .lua each + its pure twin; decide.lua joins them into one script
+      stores/       how counters are opened: Redis by URL, embedded, fakeredis, this process
+      testing.py    a pytest plugin for apps that use the limiter
+
+Rooms marked · are pure: no clock, socket, environment. Imports point inward: routes → limits → algorithms.
+
+Rooms the plan keeps free, for what comes next: shield.py and database.py here (deadlines, load shedding, the Supabase
+client); limits/outage.py (the breaker, and what is answered while Redis is away: until then 503), limits/catalog.py
+(named policies from a file), stores/ for Sentinel and Cluster.
+"""

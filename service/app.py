@@ -1,0 +1,62 @@
+"""The rate-limit service, wired: settings in, an ASGI app out. The only place where the parts meet."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI, Request
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from service import settings as deployment
+from service.limits import Limiter, identity
+from service.limits.passage import problem_response
+from service.routes import check, health
+from service.settings import Settings
+
+DESCRIPTION = "May this caller do this now? One exact quota for every worker of every host."
+
+
+def create_app(settings: Settings | None = None) -> FastAPI:
+    """The service as an ASGI app.
+
+    Args:
+        settings: The deployment; None reads the environment.
+
+    Raises:
+        ConfigurationError: The settings cannot be meant.
+    """
+    settings = settings or deployment.load()
+    limiter = Limiter(
+        key_func=identity.client_address,
+        storage_uri=settings.redis_url or "memory://",
+        trusted_proxies=settings.trusted_proxies,
+        deadline_s=settings.redis_timeout_ms / 1000,
+    )
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        await limiter.aclose()
+
+    app = FastAPI(
+        title="onequota",
+        description=DESCRIPTION,
+        version=health.VERSION,
+        lifespan=lifespan,
+        exception_handlers={404: _problem, 405: _problem},
+    )
+    app.state.limiter = limiter
+    app.state.settings = settings
+    app.add_middleware(limiter.middleware)
+    app.include_router(health.router(limiter, settings))
+    app.include_router(check.router(limiter, settings))
+    return app
+
+
+async def _problem(request: Request, error: Exception) -> Response:
+    """404 and 405 in the form of every other error answer."""
+    assert isinstance(error, HTTPException)
+    detail = f"nothing answers {request.method} {request.url.path}; see /docs"
+    response = problem_response(error.status_code, detail)
+    response.headers.update(error.headers or {})
+    return response
