@@ -6,6 +6,13 @@ from collections.abc import Callable
 from service.limits.stores.redis import RedisStore
 
 
+class FakeStore(RedisStore):
+    """A Redis store whose server is none."""
+
+    async def ping(self) -> str:
+        return "fakeredis in this process, for development"
+
+
 class FakeServerOpener:
     """Opens stores that share one fake server.
 
@@ -19,5 +26,5 @@ class FakeServerOpener:
         self._client = functools.partial(fakeredis.FakeAsyncRedis, server=fakeredis.FakeServer())
         self._clock = clock
 
-    def __call__(self) -> RedisStore:
-        return RedisStore(self._client(), self._clock)
+    def __call__(self) -> FakeStore:
+        return FakeStore(self._client(), self._clock)

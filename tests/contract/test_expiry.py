@@ -1,0 +1,71 @@
+"""What a twin cannot see: every key expires in time, and no counter grows without bound. On a real Redis."""
+
+import pytest
+from servers import RedisServer
+
+from service.limits.algorithms import ALGORITHMS, script
+from service.limits.limit import Limit
+
+NOW_US = 1_790_000_000_123_457
+
+
+def call(client, limit, cost, now_us, kind=0):
+    head = f"{kind} 1" if kind < 2 else f"{kind} 1 {now_us}"
+    return client.eval(script(), 1, "k", now_us, f"{head} {limit.words} {cost}")
+
+
+@pytest.mark.parametrize("window_s", [1, 60, 86_400])
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_a_counter_expires_when_it_weighs_nothing_and_within_two_windows(
+    redis_server: RedisServer, algorithm, window_s
+):
+    limit = Limit(amount=5, window_s=window_s, algorithm=algorithm)
+    with redis_server.client() as client:
+        for cost in (1, 4):
+            _, _, reset_us, _, _ = call(client, limit, cost, NOW_US)
+            left_ms = client.pttl("k")
+            assert left_ms >= reset_us / 1000 - 100, "gone before its time"
+            assert left_ms <= 2 * window_s * 1000 + 1000
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_looking_writes_nothing(redis_server: RedisServer, algorithm):
+    limit = Limit(amount=5, window_s=60, algorithm=algorithm)
+    with redis_server.client() as client:
+        call(client, limit, 1, NOW_US, kind=1)
+        call(client, limit, 0, NOW_US)
+        assert client.keys() == []
+
+
+@pytest.mark.parametrize("amount", [10, 1024, 100_000])
+def test_a_moving_window_holds_at_most_1025_entries(redis_server: RedisServer, amount):
+    """Twice through the window in steps smaller than the grid: entries that have left are cut off."""
+    limit = Limit(amount=amount, window_s=60, algorithm="moving-window")
+    with redis_server.client() as client:
+        now_us = NOW_US
+        for _ in range(5000):
+            now_us += 24_000
+            call(client, limit, 1, now_us)
+        entries = (client.llen("k") - 1) // 2
+        assert entries <= min(amount, 1025)
+        assert client.memory_usage("k") < 60_000
+
+
+def test_a_moving_window_that_never_rests_starts_its_totals_again(redis_server: RedisServer):
+    """Totals grow while a key lives; near 2^50 they are taken back, and the count stays right."""
+    limit = Limit(amount=10, window_s=60, algorithm="moving-window")
+    big = 2**51
+    with redis_server.client() as client:
+        client.rpush("k", big, NOW_US - 1000, big + 3, NOW_US - 500, big + 5)
+        assert call(client, limit, 2, NOW_US)[1] == 3
+        assert [int(part) for part in client.lrange("k", 0, -1)] == [0, NOW_US - 1000, 3, NOW_US - 500, 5, NOW_US, 7]
+        assert call(client, limit, 4, NOW_US)[1:4] == [3, 60_000_000, 60_000_000 - 1000]
+
+
+def test_redis_keeps_the_time_when_nobody_passes_one(redis_server: RedisServer):
+    import time
+
+    limit = Limit(amount=5, window_s=60)
+    with redis_server.client() as client:
+        now_us = call(client, limit, 1, 0)[0]
+        assert abs(now_us / 1e6 - time.time()) < 60

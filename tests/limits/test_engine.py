@@ -1,0 +1,284 @@
+"""The engine: shares calls, keeps deadlines, and answers every waiter whatever happens to the others."""
+
+import asyncio
+import gc
+
+import pytest
+import redis.asyncio
+from servers import RedisServer
+
+from service.errors import InvalidInput, StoreUnavailable
+from service.limits.algorithms import ALGORITHMS
+from service.limits.decision import Ask, Charge
+from service.limits.engine import MOST_CHARGES, Engine
+from service.limits.limit import Limit
+from service.limits.stores import opener
+from service.limits.stores.memory import MemoryStore
+
+(TEN,) = Limit.parse("10/minute")
+
+
+def ask(key=b"k", cost=1, limit=TEN):
+    return Ask([Charge(limit, key, cost)])
+
+
+class Slow(MemoryStore):
+    """A store that answers when told to."""
+
+    def __init__(self):
+        super().__init__()
+        self.batches = []
+        self.go = asyncio.Event()
+        self.error = None
+        self.closed = False
+
+    async def decide(self, asks):
+        self.batches.append(len(asks))
+        await self.go.wait()
+        if self.error is not None:
+            raise self.error
+        return await super().decide(asks)
+
+    async def aclose(self):
+        self.closed = True
+
+
+async def test_arrivals_of_one_tick_share_a_call():
+    store = Slow()
+    store.go.set()
+    engine = Engine(lambda: store)
+    decisions = await asyncio.gather(*(engine.decide(ask()) for _ in range(20)))
+    assert store.batches == [20]
+    assert sum(decision.allowed for decision in decisions) == 10
+
+
+async def test_arrivals_while_a_call_is_under_way_share_the_next():
+    store = Slow()
+    engine = Engine(lambda: store, 5)
+    first = engine.decide(ask())
+    await asyncio.sleep(0.01)
+    rest = [engine.decide(ask()) for _ in range(7)]
+    await asyncio.sleep(0.01)
+    assert store.batches == [1]
+    store.go.set()
+    await asyncio.gather(first, *rest)
+    assert store.batches == [1, 7]
+
+
+async def test_at_most_128_charges_travel_together_and_no_request_is_split():
+    store = Slow()
+    store.go.set()
+    engine = Engine(lambda: store)
+    triple = [Charge(TEN, b"%d" % number, 1) for number in range(3)]
+    await asyncio.gather(*(engine.decide(Ask(triple)) for _ in range(100)))
+    assert store.batches == [42, 42, 16]
+    with pytest.raises(InvalidInput, match="129 limits in one request"):
+        engine.decide(Ask([Charge(TEN, b"%d" % number, 1) for number in range(MOST_CHARGES + 1)]))
+
+
+async def test_a_waiter_is_told_at_its_deadline_and_a_queued_one_is_never_sent():
+    store = Slow()
+    engine = Engine(lambda: store, 0.05)
+    began = asyncio.get_running_loop().time()
+    asks = [ask(b"%d" % number) for number in range(MOST_CHARGES + 1)]  # one more than a call takes
+    answers = await asyncio.gather(*map(engine.decide, asks), return_exceptions=True)
+    assert all(isinstance(answer, StoreUnavailable) for answer in answers)
+    assert asyncio.get_running_loop().time() - began < 1
+    store.go.set()
+    assert (await engine.decide(asks[-1])).standings[0].remaining == 9
+    assert store.batches == [MOST_CHARGES, 1]
+    assert engine.counters.unsettled == MOST_CHARGES  # those that were sent might have been charged
+
+
+async def test_a_late_answer_is_counted_as_unsettled():
+    class Late(MemoryStore):
+        """Charges at once and says so late, and does not notice being given up."""
+
+        async def decide(self, asks):
+            numbers = self.decide_now(asks)
+            await asyncio.shield(asyncio.sleep(0.2))
+            return numbers
+
+    engine = Engine(Late, 0.05)
+    with pytest.raises(StoreUnavailable):
+        await engine.decide(ask())
+    await asyncio.sleep(0.1)
+    assert engine.counters.unsettled == 1
+
+
+async def test_an_error_in_a_shared_call_reaches_every_waiter():
+    store = Slow()
+    store.go.set()
+    store.error = StoreUnavailable("gone")
+    engine = Engine(lambda: store)
+    answers = await asyncio.gather(*(engine.decide(ask()) for _ in range(9)), return_exceptions=True)
+    assert [str(answer) for answer in answers] == ["gone"] * 9
+    store.error = None
+    assert (await engine.decide(ask())).allowed  # and the next call is made as if nothing had been
+
+
+async def test_a_bug_in_a_store_reaches_every_waiter_too():
+    store = Slow()
+    store.go.set()
+    store.error = ZeroDivisionError("bug")
+    engine = Engine(lambda: store)
+    handler_saw = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: handler_saw.append(context))
+    answers = await asyncio.gather(*(engine.decide(ask()) for _ in range(3)), return_exceptions=True)
+    assert all(isinstance(answer, StoreUnavailable) for answer in answers)
+    store.error = None
+    assert (await engine.decide(ask())).allowed
+    gc.collect()
+
+
+async def test_a_cancelled_waiter_leaves_the_others_their_answers():
+    store = Slow()
+    engine = Engine(lambda: store, 5)
+    waiting = [asyncio.ensure_future(_wait(engine, b"%d" % number)) for number in range(5)]
+    await asyncio.sleep(0.01)
+    waiting[2].cancel()
+    store.go.set()
+    answers = await asyncio.gather(*waiting, return_exceptions=True)
+    assert isinstance(answers[2], asyncio.CancelledError)
+    assert all(answers[number].allowed for number in (0, 1, 3, 4))
+
+
+async def _wait(engine, key):
+    return await engine.decide(ask(key))
+
+
+async def test_who_left_before_the_call_is_not_charged():
+    store = Slow()
+    engine = Engine(lambda: store, 5)
+    first = engine.decide(ask(b"other"))
+    await asyncio.sleep(0.01)
+    left = engine.decide(ask())
+    left.cancel()
+    store.go.set()
+    await first
+    assert (await engine.decide(ask())).standings[0].remaining == 9
+
+
+async def test_answers_never_reach_the_wrong_caller(redis_server: RedisServer):
+    """300 callers with limits of their own, a third of whom leave while the call is under way."""
+    engine = Engine(opener(redis_server.url))
+    limits = [Limit(amount=number + 1, window_s=60) for number in range(300)]
+
+    async def one(number):
+        decision = await engine.decide(ask(b"c%d" % number, 1, limits[number]))
+        assert decision.standings[0].limit is limits[number]
+        assert decision.standings[0].remaining == number
+        return True
+
+    for _ in range(3):
+        await engine.aclose()
+        async with redis.asyncio.Redis.from_url(redis_server.url) as client:
+            await client.flushall()
+        tasks = [asyncio.ensure_future(one(number)) for number in range(300)]
+        await asyncio.sleep(0)
+        for task in tasks[::3]:
+            task.cancel()
+        answers = await asyncio.gather(*tasks, return_exceptions=True)
+        assert all(answers[number] is True for number in range(300) if number % 3)
+    await engine.aclose()
+
+
+def test_each_event_loop_has_its_own_connection_and_leaves_none(redis_server: RedisServer):
+    engine = Engine(opener(redis_server.url))
+    with redis_server.client() as client:
+        before = len(client.client_list())
+        for number in range(5):
+            decision = asyncio.run(_wait(engine, b"loops"))
+            assert decision.standings[0].remaining == 9 - number
+        gc.collect()
+        assert len(client.client_list()) == before
+    assert not engine._lanes
+
+
+async def test_script_flush_under_load_is_not_noticed(redis_server: RedisServer):
+    """The one replay: NOSCRIPT. 3,000 decisions on a limit of 1,000 while the scripts are flushed 50 times."""
+    engine = Engine(opener(redis_server.url))
+    (limit,) = Limit.parse("1000/hour")
+    admitted = 0
+    async with redis.asyncio.Redis.from_url(redis_server.url) as client:
+        for _ in range(50):
+            await client.script_flush()
+            decisions = await asyncio.gather(*(engine.decide(ask(b"k", 1, limit)) for _ in range(60)))
+            admitted += sum(decision.allowed for decision in decisions)
+    assert admitted == 1000
+    assert engine.counters.unsettled == 0
+    await engine.aclose()
+
+
+async def test_a_stalled_redis_is_told_within_the_deadline_and_a_woken_one_goes_on():
+    import os
+    import signal
+
+    server = RedisServer()
+    try:
+        engine = Engine(opener(server.url), 0.2)
+        assert (await engine.decide(ask())).allowed
+        os.kill(server.pid, signal.SIGSTOP)
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        answers = await asyncio.gather(*(engine.decide(ask()) for _ in range(5)), return_exceptions=True)
+        took = loop.time() - began
+        os.kill(server.pid, signal.SIGCONT)
+        assert all(isinstance(answer, StoreUnavailable) for answer in answers)
+        assert took < 0.2 + 1.0  # generous: the machine may be busy, but 5 s of redis-py's default it is not
+        await asyncio.sleep(0.1)
+        assert (await engine.decide(ask(b"new"))).allowed
+        await engine.aclose()
+    finally:
+        server.close()
+
+
+async def test_a_redis_that_is_not_there_is_a_plain_error():
+    engine = Engine(opener("redis://127.0.0.1:1/0"))
+    with pytest.raises(StoreUnavailable, match="Redis is away"):
+        await engine.decide(ask())
+    with pytest.raises(StoreUnavailable):
+        await engine.ping()
+
+
+async def test_a_lost_reply_is_never_sent_again(redis_server: RedisServer):
+    """A proxy that passes the call on and drops the reply: charged once, told once, counted."""
+    cut = asyncio.Event()
+
+    async def pipe(reader, writer, stop=None):
+        while data := await reader.read(65536):
+            if stop is not None and stop.is_set():
+                break
+            writer.write(data)
+            await writer.drain()
+        writer.close()
+
+    async def proxy(reader, writer):
+        up_reader, up_writer = await asyncio.open_unix_connection(redis_server.socket)
+        await asyncio.gather(pipe(reader, up_writer), pipe(up_reader, writer, cut), return_exceptions=True)
+
+    server = await asyncio.start_server(proxy, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    engine = Engine(opener(f"redis://127.0.0.1:{port}"), 1)
+    assert (await engine.decide(ask())).standings[0].remaining == 9
+    cut.set()
+    with pytest.raises(StoreUnavailable):
+        await engine.decide(ask())
+    cut.clear()
+    assert (await engine.decide(ask())).standings[0].remaining == 7  # the lost one was charged once, not twice
+    assert engine.counters.unsettled == 1
+    await engine.aclose()
+    server.close()
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("store", ["memory", "fakeredis", "redis"])
+async def test_every_store_admits_exactly_the_limit(store, algorithm, request):
+    """The contract of every store: 3 loops' worth of engines on one counter, 200 asks, 50 admitted."""
+    url = request.getfixturevalue("redis_server").url if store == "redis" else f"{store}://"
+    engine = Engine(opener(url), 5)
+    (limit,) = Limit.parse("50/hour", algorithm=algorithm)
+    decisions = await asyncio.gather(*(engine.decide(ask(b"k", 1, limit)) for _ in range(200)))
+    assert sum(decision.allowed for decision in decisions) == 50
+    assert engine.counters.unsettled == 0
+    await engine.aclose()

@@ -1,0 +1,210 @@
+"""`POST /v1/check`: the answers interface.md promises, and for bad input an error that names the field."""
+
+import json
+
+import pytest
+from fastapi.testclient import TestClient
+
+from service.app import create_app
+from service.settings import Settings
+
+LIMIT = {"key": "alice", "limits": "2/minute;3/hour"}
+
+
+@pytest.fixture(params=["fakeredis", "redis"])
+def client(request):
+    url = request.getfixturevalue("redis_server").url if request.param == "redis" else "fakeredis://"
+    with TestClient(create_app(Settings(redis_url=url))) as client:
+        yield client
+
+
+def ask(client, body, **headers):
+    return client.post("/v1/check", json=body, headers=headers)
+
+
+def remaining(client, body):
+    return [limit["remaining"] for limit in ask(client, {**body, "peek": True}).json()["limits"]]
+
+
+def test_one_decision_looks_as_promised(client):
+    response = ask(client, {"key": "alice", "limits": "10/minute;200/hour", "algorithm": "fixed-window", "cost": 1})
+    assert response.status_code == 200
+    assert response.headers["content-type"] == "application/json"
+    assert response.json() == {
+        "allowed": True,
+        "retry_after": None,
+        "limits": [
+            {"name": "10/minute", "limit": 10, "window": 60, "remaining": 9, "reset_after": 60},
+            {"name": "200/hour", "limit": 200, "window": 3600, "remaining": 199, "reset_after": 3600},
+        ],
+    }
+
+
+def test_a_refusal_is_a_200_and_charges_no_limit(client):
+    answers = [ask(client, LIMIT).json() for _ in range(5)]
+    assert [answer["allowed"] for answer in answers] == [True, True, False, False, False]
+    assert 59 <= answers[2]["retry_after"] <= 60
+    assert remaining(client, LIMIT) == [0, 1]
+
+
+def test_peek_and_cost_zero_look_without_spending(client):
+    for _ in range(5):
+        assert ask(client, {**LIMIT, "peek": True}).json()["allowed"]
+        assert ask(client, {**LIMIT, "cost": 0}).json()["allowed"]
+    assert remaining(client, LIMIT) == [2, 3]
+
+
+def test_a_burst_goes_with_gcra(client):
+    body = {"key": "bob", "limits": "60/minute", "algorithm": "gcra", "burst": 2}
+    assert [ask(client, body).json()["allowed"] for _ in range(2)] == [True, True]
+    answer = ask(client, body).json()
+    assert (answer["allowed"], answer["retry_after"]) == (False, 1)
+    assert answer["limits"][0]["limit"] == 2
+
+
+def test_many_stand_alone_and_come_in_order(client):
+    checks = [
+        {"key": "a", "limits": "1/minute"},
+        {"key": "a", "limits": "1/minute"},
+        {"key": "b", "limits": "1/minute"},
+    ]
+    results = ask(client, {"checks": checks}).json()["results"]
+    assert [result["allowed"] for result in results] == [True, False, True]
+
+
+def test_a_thousand_checks_are_decided_at_once(client):
+    checks = [{"key": f"k{number}", "limits": "1/minute"} for number in range(1000)]
+    results = ask(client, {"checks": checks}).json()["results"]
+    assert [result["allowed"] for result in results] == [True] * 1000
+    assert not any(result["allowed"] for result in ask(client, {"checks": checks}).json()["results"])
+
+
+BAD = [
+    ({"limits": "1/minute"}, "key"),
+    ({"key": "", "limits": "1/minute"}, "key"),
+    ({"key": 7, "limits": "1/minute"}, "key"),
+    ({"key": "x" * 1025, "limits": "1/minute"}, "key"),
+    ({"key": "a"}, "limits"),
+    ({"key": "a", "limits": ""}, "limits"),
+    ({"key": "a", "limits": "10/fortnight"}, "limits"),
+    ({"key": "a", "limits": "0/minute"}, "limits"),
+    ({"key": "a", "limits": "1/minute", "algorithm": "leaky"}, "algorithm"),
+    ({"key": "a", "limits": "999999937/minute", "algorithm": "gcra"}, "limits"),
+    ({"key": "a", "limits": "1/minute", "burst": 5}, "burst"),
+    ({"key": "a", "limits": "1/minute", "algorithm": "gcra", "burst": 0}, "burst"),
+    ({"key": "a", "limits": "1/minute", "peek": "yes"}, "peek"),
+    ({"key": "a", "limits": "1/minute", "limit": "2/minute"}, "limit"),
+    ([], "body"),
+    ("alice", "body"),
+    ({"checks": []}, "checks"),
+    ({"checks": [LIMIT] * 1001}, "checks"),
+    ({"checks": {}}, "checks"),
+    ({"checks": [LIMIT], "key": "a"}, "key"),
+    *(
+        ({"key": "a", "limits": "5/minute", "cost": cost}, "cost")
+        for cost in (-1, 6, 2**53, 2**63, 2**70, 1.0, 1.5, "1", True, None)
+    ),
+]
+
+
+@pytest.mark.parametrize(("body", "field"), BAD, ids=[f"{index}-{field}" for index, (_, field) in enumerate(BAD)])
+def test_bad_input_is_a_422_that_names_the_field(client, body, field):
+    response = ask(client, body)
+    assert response.status_code == 422
+    assert response.headers["content-type"] == "application/problem+json"
+    problem = response.json()
+    assert problem["status"] == 422
+    assert problem["errors"][0]["field"] == field
+    assert field in problem["detail"]
+
+
+def test_one_bad_item_among_many_is_named_and_nothing_is_charged(client):
+    checks = [dict(LIMIT) for _ in range(20)]
+    checks[17]["cost"] = 9
+    response = ask(client, {"checks": checks})
+    assert response.status_code == 422
+    assert response.json()["errors"][0]["field"] == "checks[17].cost"
+    assert remaining(client, LIMIT) == [2, 3]
+
+
+@pytest.mark.parametrize(
+    ("content", "kind", "status"),
+    [
+        (b"{", "application/json", 400),
+        (b"", "application/json", 400),
+        (b'{"key": "a", "limits": "1/minute", "cost": NaN}', "application/json", 400),
+        (b"\xff\xfe", "application/json", 400),
+        (b"[" * 100_000, "application/json", 400),
+        (b"key=a", "application/x-www-form-urlencoded", 415),
+        (b"{}", "text/plain", 415),
+        (b" " * (1 << 20) + b"{}", "application/json", 413),
+    ],
+)
+def test_what_is_no_json_is_told_apart(client, content, kind, status):
+    response = client.post("/v1/check", content=content, headers={"content-type": kind})
+    assert response.status_code == status
+    assert response.headers["content-type"] == "application/problem+json"
+    assert response.json()["status"] == status
+
+
+def test_a_json_type_with_a_suffix_or_a_charset_is_json(client):
+    for kind in ("application/json; charset=utf-8", "application/vnd.api+json"):
+        response = client.post("/v1/check", content=json.dumps(LIMIT), headers={"content-type": kind})
+        assert response.status_code == 200
+
+
+def test_the_route_itself_is_limited_per_address():
+    with TestClient(create_app(Settings(redis_url="fakeredis://", check_limit="2/minute"))) as client:
+        statuses = [ask(client, {"key": f"k{n}", "limits": "9/minute"}).status_code for n in range(3)]
+        assert statuses == [200, 200, 429]
+        refused = ask(client, LIMIT)
+        assert refused.json()["violated-policies"] == ["check"]
+        assert int(refused.headers["retry-after"]) >= 1
+        assert client.get("/health").status_code == 200
+
+
+def test_a_redis_that_is_away_is_a_503_and_health_stays_200():
+    with TestClient(create_app(Settings(redis_url="redis://127.0.0.1:1"))) as client:
+        response = ask(client, LIMIT)
+        assert response.status_code == 503
+        assert response.headers["retry-after"] == "1"
+        assert response.json()["type"].endswith("#temporary-reduced-capacity")
+        assert client.get("/health").json()["status"] == "healthy"
+        assert client.get("/ready").status_code == 503
+
+
+def test_ready_says_what_answers(client):
+    response = client.get("/ready")
+    assert response.status_code == 200
+    assert response.json()["store"].startswith(("redis ", "fakeredis"))
+
+
+def test_unknown_paths_and_methods_are_problem_json(client):
+    for response, status in ((client.get("/nope"), 404), (client.get("/v1/check"), 405)):
+        assert response.status_code == status
+        assert response.headers["content-type"] == "application/problem+json"
+
+
+def test_the_examples_of_the_description_are_true(client):
+    description = client.get("/openapi.json").json()
+    body = description["paths"]["/v1/check"]["post"]["requestBody"]["content"]["application/json"]
+    assert set(body["examples"]) == {"one", "weighted", "look", "many"}
+    for example in body["examples"].values():
+        response = ask(client, example["value"])
+        assert response.status_code == 200
+        shown = response.json()
+        for answer in shown.get("results", [shown]):
+            assert set(answer) == {"allowed", "retry_after", "limits"}
+
+
+def test_the_python_check_and_the_http_check_share_one_counter(redis_server):
+    """One engine: `limiter.check("alice", …)` in an app spends what /v1/check spends."""
+    import asyncio
+
+    from service.limits import Limiter, identity
+
+    with TestClient(create_app(Settings(redis_url=redis_server.url))) as client:
+        ask(client, LIMIT)
+        limiter = Limiter(identity.client_address, storage_uri=redis_server.url)
+        decision = asyncio.run(limiter.check("alice", LIMIT["limits"]))
+        assert [standing.remaining for standing in decision.standings] == [0, 1]
