@@ -2,6 +2,8 @@ import pytest
 import redis
 from servers import RedisServer
 
+pytest_plugins = ["pytester", "service.limits.testing"]
+
 
 @pytest.fixture(scope="session")
 def _one_redis():

@@ -82,6 +82,11 @@ class Engine:
         """The running loop's store, for what is no decision: ping, forget."""
         return self._lane().store
 
+    def use(self, open_store: Opener) -> None:
+        """Decide over another store from now on; what is under way ends where it began. For tests."""
+        self.open_store = open_store
+        self._lanes.clear()
+
     async def ping(self) -> str:
         """What answers, e.g. "redis 7.0.15". Raises StoreUnavailable after the deadline."""
         try:
