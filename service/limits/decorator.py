@@ -72,7 +72,8 @@ async def _charge(limiter: "Limiter", key: Any, rules: Sequence[Rule], connectio
     if admission.refused:
         handled = limiter.on_refusal is None and limiter.refusal_handler(scope.get("app")) is not None
         if handled and scope["type"] == "http":
-            raise await limiter.exceeded(admission.shown, connection)
+            shown = admission.shown
+            raise await limiter.exceeded(admission.rules[shown], admission.charges[shown], connection)
         raise _answer(await refusal(limiter, admission, scope), connection)
     if before is not None:
         admissions(scope)[limiter] = before

@@ -84,7 +84,7 @@ class Gate:
         try:
             await self.app(scope, receive, with_headers(limiter, admission, send))
         except Exception:
-            if admission.deducting:  # the server's 500 is answered outside of this middleware
+            if admission.plan.deducts:  # the server's 500 is answered outside of this middleware
                 await deduct(limiter, admission, problem_response(500, "unhandled exception"))
             raise
 

@@ -32,7 +32,7 @@ from service.limits.identity import Addresses, client_address
 from service.limits.limit import PERIODS_S, Limit
 from service.limits.match import METHODS, Place
 from service.limits.passage import Admission
-from service.limits.plan import UNMATCHED, Due, Plan, Rule, ask, compose, outside
+from service.limits.plan import UNMATCHED, Plan, Rule, ask, compose, outside
 from service.limits.stores import MemoryStore, opener
 from service.settings import redis_url_from_env, several_workers
 
@@ -271,7 +271,7 @@ class Limiter(slowapi.Limiter):
 
     def filtered(self) -> bool:
         """slowapi's request filters: one that answers true lets the request by."""
-        return any(skip() for skip in self._request_filters)
+        return bool(self._request_filters) and any(skip() for skip in self._request_filters)
 
     def check_deployment(self) -> None:
         """Raises ConfigurationError if several workers would each count for themselves."""
@@ -426,21 +426,19 @@ class Limiter(slowapi.Limiter):
 
     def view(self, admission: Admission) -> View:
         """slowapi's record of the limit that counts most."""
-        shown = admission.shown
-        found = View((_item(shown.charge.limit), [shown.charge.key.decode(), ""]))
+        charge = admission.charges[admission.shown]
+        found = View((_item(charge.limit), [charge.key.decode(), ""]))
         assert admission.decision is not None
         found.decision = admission.decision
         return found
 
-    async def exceeded(self, due: Due, request: HTTPConnection) -> RateLimitExceeded:
+    async def exceeded(self, rule: Rule, charge: Charge, request: HTTPConnection) -> RateLimitExceeded:
         """The exception slowapi would raise for this charge."""
-        message = due.rule.error_message
+        message = rule.error_message
         if callable(message):
             message = await ask(message, request)
-        item = _item(due.charge.limit)
-        return RateLimitExceeded(
-            SlowapiLimit(item, due.rule.key_func, None, False, None, message, None, due.charge.cost, True)
-        )
+        item = _item(charge.limit)
+        return RateLimitExceeded(SlowapiLimit(item, rule.key_func, None, False, None, message, None, charge.cost, True))
 
     def refusal_handler(self, app: Any) -> Callable[..., Any] | None:
         """The app's own handler for refusals: for status 429, for RateLimitExceeded, or for every HTTPException."""

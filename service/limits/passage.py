@@ -23,8 +23,8 @@ from service.errors import (
     problem,
 )
 from service.limits import headers
-from service.limits.decision import GIVE_BACK, Ask, Decision
-from service.limits.plan import Due, Plan, ask, is_coroutine
+from service.limits.decision import GIVE_BACK, Ask, Charge, Decision
+from service.limits.plan import Plan, Rule, ask, is_coroutine
 
 if TYPE_CHECKING:
     from service.limits.limiter import Limiter
@@ -40,16 +40,18 @@ class Admission:
 
     Attributes:
         plan: What it was charged by.
-        due: The charges, with the rules they come from.
+        charges: What was asked for.
+        rules: The rule of each charge.
         decision: The answer; None if every rule was exempt.
         by_gate: The middleware made it, and writes the headers.
     """
 
-    __slots__ = ("by_gate", "decision", "due", "plan")
+    __slots__ = ("by_gate", "charges", "decision", "plan", "rules")
 
-    def __init__(self, plan: Plan, due: list[Due], decision: Decision | None) -> None:
+    def __init__(self, plan: Plan, rules: list[Rule], charges: list[Charge], decision: Decision | None) -> None:
         self.plan = plan
-        self.due = due
+        self.rules = rules
+        self.charges = charges
         self.decision = decision
         self.by_gate = True
 
@@ -58,16 +60,11 @@ class Admission:
         return self.decision is not None and not self.decision.allowed
 
     @property
-    def shown(self) -> Due:
-        """The charge that one-limit headers and the refusal speak of."""
+    def shown(self) -> int:
+        """Index of the charge that one-limit headers and the refusal speak of."""
         assert self.decision is not None
         standings = self.decision.standings
-        return self.due[standings.index(headers.shown(standings))]
-
-    @property
-    def deducting(self) -> bool:
-        """Whether a charge waits for the response, to be kept or given back."""
-        return any(due.rule.deduct_when is not None for due in self.due)
+        return standings.index(headers.shown(standings)) if len(standings) > 1 else 0
 
 
 async def admit(limiter: "Limiter", plan: Plan, scope: Scope, receive: Receive | None = None) -> Admission:
@@ -77,16 +74,17 @@ async def admit(limiter: "Limiter", plan: Plan, scope: Scope, receive: Receive |
         InvalidInput: A key or a cost is wrong; nothing was charged.
         StoreUnavailable: Nobody could decide.
     """
+    rules = plan.rules
     if plan.ready is None:
-        due = await plan.charge(_connection(scope, receive))
+        rules, charges = await plan.charge(_connection(scope, receive))
     elif plan.by_address:
-        due = plan.charge_ready(limiter.addresses.of(scope))
+        charges = plan.charge_ready(limiter.addresses.of(scope))
     else:
-        due = plan.charge_ready(plan.key_func(_connection(scope, receive)) if plan.key_takes else plan.key_func())
-    decision = await limiter.engine.decide(Ask([item.charge for item in due])) if due else None
-    admission = Admission(plan, due, decision)
+        charges = plan.charge_ready(plan.key_func(_connection(scope, receive)) if plan.key_takes else plan.key_func())
+    decision = await limiter.engine.decide(Ask(charges)) if charges else None
+    admission = Admission(plan, rules, charges, decision)
     admissions(scope)[limiter] = admission
-    if due:
+    if decision is not None:
         scope.setdefault("state", {})["view_rate_limit"] = limiter.view(admission)
     return admission
 
@@ -105,7 +103,7 @@ def _connection(scope: Scope, receive: Receive | None) -> HTTPConnection:
 async def deduct(limiter: "Limiter", admission: Admission, response: Response) -> None:
     """Give back what `deduct_when` does not want charged for this response; the decision then says so."""
     back, standings = [], list(admission.decision.standings if admission.decision else ())
-    for index, (rule, charge) in enumerate(admission.due):
+    for index, (rule, charge) in enumerate(zip(admission.rules, admission.charges, strict=True)):
         if rule.deduct_when is None:
             continue
         keep = rule.deduct_when(response)
@@ -134,7 +132,7 @@ def with_headers(limiter: "Limiter", admission: Admission, send: Send) -> Send:
     async def send_with_headers(message: Message) -> None:
         kind = message["type"]
         if kind == "http.response.start" or kind == "websocket.accept":
-            if admission.deducting and kind == "http.response.start":
+            if admission.plan.deducts and kind == "http.response.start":
                 response = Response(status_code=message["status"])
                 response.raw_headers = list(message.get("headers", ()))
                 await deduct(limiter, admission, response)
@@ -149,20 +147,20 @@ async def refusal(limiter: "Limiter", admission: Admission, scope: Scope) -> Res
     """The answer to a refused request: the hook's, else the registered handler's, else problem+json."""
     decision = admission.decision
     assert decision is not None
-    due = admission.shown
+    rule, charge = admission.rules[admission.shown], admission.charges[admission.shown]
     request = _connection(scope, None)
     response = None
     if limiter.on_refusal is not None:
         response = await _called(limiter.on_refusal, request, decision)
     if response is None and (handler := limiter.refusal_handler(scope.get("app"))) is not None:
-        error = await limiter.exceeded(due, request)
+        error = await limiter.exceeded(rule, charge, request)
         response = await _called(handler, request, error)
     if response is None:
-        message = due.rule.error_message
+        message = rule.error_message
         detail = await ask(message, request) if callable(message) else message
         response = problem_response(
             429,
-            detail or f"{due.charge.limit.name} is used up; try again in {decision.retry_after} s",
+            detail or f"{charge.limit.name} is used up; try again in {decision.retry_after} s",
             type_=QUOTA_EXCEEDED,
             extra={"violated-policies": [standing.limit.name for standing in decision.exceeded]},
         )

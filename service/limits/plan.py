@@ -108,13 +108,6 @@ class Ready(NamedTuple):
     cost: int
 
 
-class Due(NamedTuple):
-    """A charge and the rule it comes from."""
-
-    rule: Rule
-    charge: Charge
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class Plan:
     """What one place and method are charged.
@@ -125,9 +118,12 @@ class Plan:
         method: The method `per_method` counts under.
         covered: The functions whose decorators this plan carries out.
         ready: The charges of a plan of static rules that share one key function; else None.
+        rules: The rule of each of them.
         key_func: That key function.
         key_takes: How many arguments it takes, 0 or 1.
         by_address: It is `identity.client_address`, which needs only the ASGI scope.
+        awaits: A coroutine function must be asked, which may want to read the body.
+        deducts: A charge may be given back when the response starts.
     """
 
     prefix: str
@@ -135,9 +131,12 @@ class Plan:
     method: str
     covered: frozenset[Any]
     ready: tuple[Ready, ...] | None = field(init=False)
+    rules: list[Rule] = field(init=False)
     key_func: Callable[..., Any] = field(init=False)
     key_takes: int = field(init=False)
     by_address: bool = field(init=False)
+    awaits: bool = field(init=False)
+    deducts: bool = field(init=False)
 
     def __post_init__(self) -> None:
         key_funcs = {rule.key_func for rule, _ in self.entries}
@@ -146,9 +145,17 @@ class Plan:
             ready = self._prepare()
         key_func = next(iter(key_funcs))
         object.__setattr__(self, "ready", ready)
+        object.__setattr__(self, "rules", [part.rule for part in ready or ()])
         object.__setattr__(self, "key_func", key_func)
         object.__setattr__(self, "key_takes", len(_wanted(key_func)))
         object.__setattr__(self, "by_address", key_func is client_address)
+        asked = [
+            part
+            for rule, _ in self.entries
+            for part in (rule.key_func, rule.cost, rule.limits, rule.scope, rule.exempt_when)
+        ]
+        object.__setattr__(self, "awaits", any(map(is_coroutine, asked)))
+        object.__setattr__(self, "deducts", any(rule.deduct_when is not None for rule, _ in self.entries))
 
     def _prepare(self) -> tuple[Ready, ...]:
         found: dict[bytes, Ready] = {}
@@ -163,24 +170,16 @@ class Plan:
                 found[tail] = Ready(rule, limit, head, tail, cost)
         return tuple(found.values())
 
-    @property
-    def awaits(self) -> bool:
-        """Whether a coroutine function must be asked, which may want to read the body."""
-        return any(
-            is_coroutine(part)
-            for rule, _ in self.entries
-            for part in (rule.key_func, rule.cost, rule.limits, rule.scope, rule.exempt_when)
-        )
-
-    def charge_ready(self, key: object) -> list[Due]:
+    def charge_ready(self, key: object) -> list[Charge]:
         """The charges of a `ready` plan for one key. Raises NoIdentity."""
         who = identity(key, self.key_func)
         assert self.ready is not None
-        return [Due(rule, Charge(limit, head + who + tail, cost)) for rule, limit, head, tail, cost in self.ready]
+        return [Charge(limit, head + who + tail, cost) for _, limit, head, tail, cost in self.ready]
 
-    async def charge(self, connection: HTTPConnection) -> list[Due]:
-        """The charges of any plan. Raises InvalidInput, InvalidLimit, NoIdentity."""
-        found: dict[bytes, Due] = {}
+    async def charge(self, connection: HTTPConnection) -> tuple[list[Rule], list[Charge]]:
+        """The charges of any plan, and the rule of each. Raises InvalidInput, InvalidLimit, NoIdentity."""
+        rules: dict[bytes, Rule] = {}
+        found: dict[bytes, Charge] = {}
         known: dict[Any, Any] = {}
         for rule, scope in self.entries:
             if rule.exempt_when is not None and await ask(rule.exempt_when, connection):
@@ -199,9 +198,10 @@ class Plan:
             for limit in limits:
                 head, tail = keys.around(self.prefix, scope, limit.spelling)
                 name = head + who + tail
-                before = found[name].charge.cost if name in found else 0
-                found[name] = Due(rule, Charge(limit, name, limit.admits(before + cost)))
-        return list(found.values())
+                before = found[name].cost if name in found else 0  # one counter, declared twice
+                found[name] = Charge(limit, name, limit.admits(before + cost))
+                rules[name] = rule
+        return list(rules.values()), list(found.values())
 
 
 def identity(key: object, key_func: Callable[..., Any]) -> bytes:
