@@ -3,8 +3,8 @@
 It walks the way and decides nothing itself: match → plan → admit → application, with headers on the first message.
 A refusal leaves here, before the body is read, before validation and dependencies.
 
-Body: only coroutine functions among the user's (key, cost, limits, exempt_when) can read it; what they read is kept,
-up to `Limiter(body_cap_bytes=)`, and handed to the application again. CORS: preflights are not charged, refusals
+Body: the user's functions (key, cost, limits, exempt_when) may await it; what they read is kept, up to
+`Limiter(body_cap_bytes=)`, and handed to the application again. CORS: preflights are not charged, refusals
 carry the headers of the app's CORSMiddleware, wherever it stands, and it exposes ours.
 """
 
@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -55,10 +56,10 @@ class Gate:
         kind = scope["type"]
         if kind != "http" and kind != "websocket":
             if kind == "lifespan":
-                self._build(scope, self._limiter or _limiter_of(scope))
+                self._build(scope, self._limiter or _limiter_of(self._application(scope)))
             await self.app(scope, receive, send)
             return
-        limiter = self._limiter or _limiter_of(scope)
+        limiter = self._limiter or _limiter_of(self._application(scope))
         if not limiter.checks or limiter in admissions(scope):
             await self.app(scope, receive, send)
             return
@@ -66,12 +67,15 @@ class Gate:
         if plan is None or limiter.filtered():
             await self.app(scope, receive, send)
             return
-        if plan.awaits and kind == "http":
+        if plan.reads and kind == "http":
             receive = _Replay(receive, limiter.body_cap_bytes)
         try:
             admission = await admit(limiter, plan, scope, receive)
         except (StoreUnavailable, InvalidInput) as error:
             await self._answer(fault(error), scope, receive, send)
+            return
+        except HTTPException as error:
+            await self._answer(await answer_of(error, scope), scope, receive, send)
             return
         except BodyTooLargeError as error:
             await self._answer(problem_response(413, str(error)), scope, receive, send)
@@ -88,8 +92,12 @@ class Gate:
                 await deduct(limiter, admission, problem_response(500, "unhandled exception"))
             raise
 
+    def _application(self, scope: Scope) -> Any:
+        """The app whose routes count: the one this is a middleware of, or the one it was wrapped around."""
+        return scope.get("app", self.app)
+
     def _plan(self, scope: Scope, limiter: "Limiter") -> Plan | None:
-        if self._table is None or self._size != len(scope["app"].router.routes):
+        if self._table is None or self._size != len(self._application(scope).router.routes):
             self._build(scope, limiter)
         assert self._table is not None
         place = self._table.find(scope)
@@ -104,7 +112,7 @@ class Gate:
 
     def _build(self, scope: Scope, limiter: "Limiter") -> None:
         """Flatten the routes and see that every decorator among them is in force. Raises ConfigurationError."""
-        app = scope["app"]
+        app = self._application(scope)
         limiter.check_deployment()
         self._table = Table(app.router.routes)
         self._size = len(app.router.routes)
@@ -158,8 +166,8 @@ class _Replay:
         self._again = iter(self._kept)
 
 
-def _limiter_of(scope: Scope) -> "Limiter":
-    limiter = getattr(scope["app"].state, "limiter", None)
+def _limiter_of(app: Any) -> "Limiter":
+    limiter = getattr(getattr(app, "state", None), "limiter", None)
     if limiter is None:
         raise ConfigurationError("no limiter: set app.state.limiter = limiter, or add limiter.middleware")
     return limiter  # type: ignore[no-any-return]

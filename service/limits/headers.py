@@ -18,23 +18,33 @@ EXPOSED = ("RateLimit", "RateLimit-Policy", "Retry-After")
 
 
 @lru_cache(maxsize=4096)
-def quoted(name: str) -> str:
-    """A structured-field string."""
-    return '"' + name.replace("\\", "\\\\").replace('"', '\\"') + '"'
+def names(limits: tuple[Limit, ...]) -> tuple[str, ...]:
+    """The limits' names as structured-field strings; one that comes again is numbered, so that each is told apart."""
+    found: list[str] = []
+    for limit in limits:
+        name = limit.name.replace("\\", "\\\\").replace('"', '\\"')
+        again = sum(other.name == limit.name for other in limits[: len(found)])
+        found.append(f'"{name}#{again + 1}"' if again else f'"{name}"')
+    return tuple(found)
 
 
 @lru_cache(maxsize=4096)
 def policy(limits: tuple[Limit, ...]) -> bytes:
     """RateLimit-Policy of a set of limits: `"chat";q=20;w=60`."""
-    return ", ".join(f"{quoted(limit.name)};q={limit.capacity};w={limit.refill_s}" for limit in limits).encode()
+    return ", ".join(
+        f"{name};q={limit.capacity};w={limit.refill_s}" for name, limit in zip(names(limits), limits, strict=True)
+    ).encode()
 
 
 def draft(standings: Sequence[Standing]) -> Pairs:
     """RateLimit-Policy and RateLimit."""
-    state = ", ".join(
-        f"{quoted(standing.limit.name)};r={standing.remaining};t={seconds(standing.next_us)}" for standing in standings
-    )
     limits = tuple([standing.limit for standing in standings])
+    state = ", ".join(
+        [
+            f"{name};r={standing.remaining};t={seconds(standing.next_us)}"
+            for name, standing in zip(names(limits), standings, strict=True)
+        ]
+    )
     return [(b"ratelimit-policy", policy(limits)), (b"ratelimit", state.encode())]
 
 

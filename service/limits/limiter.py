@@ -12,13 +12,11 @@ from typing import Any, NoReturn, ParamSpec, TypeVar
 
 import limits
 import slowapi
-from fastapi.exception_handlers import http_exception_handler
 from limits import RateLimitItem
 from slowapi.errors import RateLimitExceeded
 from slowapi.extension import HEADERS, C
 from slowapi.util import get_ipaddr, get_remote_address
 from slowapi.wrappers import Limit as SlowapiLimit
-from starlette.exceptions import HTTPException
 from starlette.requests import HTTPConnection
 from starlette.responses import Response
 
@@ -31,7 +29,7 @@ from service.limits.gate import Gate
 from service.limits.identity import Addresses, client_address
 from service.limits.limit import PERIODS_S, Limit
 from service.limits.match import METHODS, Place
-from service.limits.passage import Admission
+from service.limits.passage import Admission, handler_of
 from service.limits.plan import UNMATCHED, Plan, Rule, ask, compose, outside
 from service.limits.stores import MemoryStore, opener
 from service.settings import redis_url_from_env, several_workers
@@ -321,6 +319,7 @@ class Limiter(slowapi.Limiter):
         method = scope.get("method", "")
         cached = (key, template, method if method in METHODS else "")
         if cached not in self._here:
+            self.check_deployment()
             endpoint = scope.get("endpoint")
             func = key if endpoint is None or inspect.isfunction(key) else endpoint
             if not self._exempt.isdisjoint(layers(func)):
@@ -378,11 +377,11 @@ class Limiter(slowapi.Limiter):
             raise InvalidInput("key", f"{key!r} names nobody; use a non-empty string")
         if isinstance(limits, str):
             limits = Limit.parse(limits, algorithm=strategy or self.strategy, burst=burst)
-        charges = [
-            Charge(limit, keys.spell(self._key_prefix, key, outside(scope), limit.spelling), limit.admits(cost))
-            for limit in limits
-        ]
-        return await self.engine.decide(Ask(charges, LOOK if peek else CHARGE))
+        charges = {}
+        for limit in limits:
+            name = keys.spell(self._key_prefix, key, outside(scope), limit.spelling)
+            charges[name] = Charge(limit, name, limit.admits(cost))
+        return await self.engine.decide(Ask(list(charges.values()), LOOK if peek else CHARGE))
 
     def reset(self, key: str | None = None) -> Awaitable[int]:  # type: ignore[override]
         """Forget one identity's counters, or all under the prefix; to be awaited. Answers how many there were."""
@@ -442,12 +441,7 @@ class Limiter(slowapi.Limiter):
 
     def refusal_handler(self, app: Any) -> Callable[..., Any] | None:
         """The app's own handler for refusals: for status 429, for RateLimitExceeded, or for every HTTPException."""
-        handlers = getattr(app, "exception_handlers", {})
-        for kind in (429, RateLimitExceeded, HTTPException):
-            found = handlers.get(kind)
-            if found is not None and found is not http_exception_handler:
-                return found  # type: ignore[no-any-return]
-        return None
+        return handler_of(app, 429, RateLimitExceeded)
 
     def _inject_headers(self, response: Response, current_limit: Any) -> Response:
         """slowapi's hook, called by `_rate_limit_exceeded_handler`: no I/O, the standing is known."""

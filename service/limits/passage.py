@@ -5,9 +5,12 @@ The gate, the decorator's wrapper and the dependency share this; they differ onl
 
 import logging
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from fastapi.exception_handlers import http_exception_handler
 from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
@@ -165,6 +168,24 @@ async def refusal(limiter: "Limiter", admission: Admission, scope: Scope) -> Res
             extra={"violated-policies": [standing.limit.name for standing in decision.exceeded]},
         )
     response.raw_headers[:] = limiter.write(response.raw_headers, decision)
+    return response
+
+
+def handler_of(app: Any, status: int, kind: type[HTTPException]) -> Callable[..., Any] | None:
+    """The app's own handler for an error, found as Starlette finds it; FastAPI's default is nobody's own."""
+    handlers = getattr(app, "exception_handlers", {})
+    for known in (status, *kind.__mro__[: kind.__mro__.index(HTTPException) + 1]):
+        found = handlers.get(known)
+        if found is not None and found is not http_exception_handler:
+            return found  # type: ignore[no-any-return]
+    return None
+
+
+async def answer_of(error: HTTPException, scope: Scope) -> Response:
+    """What the app would have answered to an HTTPException that a key or cost function raised in the gate."""
+    handler = handler_of(scope.get("app"), error.status_code, type(error)) or http_exception_handler
+    response = await _called(handler, _connection(scope, None), error)
+    assert response is not None
     return response
 
 

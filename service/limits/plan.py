@@ -122,7 +122,7 @@ class Plan:
         key_func: That key function.
         key_takes: How many arguments it takes, 0 or 1.
         by_address: It is `identity.client_address`, which needs only the ASGI scope.
-        awaits: A coroutine function must be asked, which may want to read the body.
+        reads: A function gets the request, and may want to read the body.
         deducts: A charge may be given back when the response starts.
     """
 
@@ -135,7 +135,7 @@ class Plan:
     key_func: Callable[..., Any] = field(init=False)
     key_takes: int = field(init=False)
     by_address: bool = field(init=False)
-    awaits: bool = field(init=False)
+    reads: bool = field(init=False)
     deducts: bool = field(init=False)
 
     def __post_init__(self) -> None:
@@ -149,12 +149,8 @@ class Plan:
         object.__setattr__(self, "key_func", key_func)
         object.__setattr__(self, "key_takes", len(_wanted(key_func)))
         object.__setattr__(self, "by_address", key_func is client_address)
-        asked = [
-            part
-            for rule, _ in self.entries
-            for part in (rule.key_func, rule.cost, rule.limits, rule.scope, rule.exempt_when)
-        ]
-        object.__setattr__(self, "awaits", any(map(is_coroutine, asked)))
+        reads = not self.by_address and (ready is None or self.key_takes > 0)
+        object.__setattr__(self, "reads", reads)
         object.__setattr__(self, "deducts", any(rule.deduct_when is not None for rule, _ in self.entries))
 
     def _prepare(self) -> tuple[Ready, ...]:
@@ -206,10 +202,11 @@ class Plan:
 
 def identity(key: object, key_func: Callable[..., Any]) -> bytes:
     """A key function's answer as keys carry it. Raises NoIdentity if it found nobody."""
-    if not key:
+    text = key if isinstance(key, str) else "" if key is None or key is False else str(key)
+    if not text:
         name = getattr(key_func, "__qualname__", repr(key_func))
         raise NoIdentity("key", f"{name} found nobody to charge this request to; it answered {key!r}")
-    return keys.who(key if isinstance(key, str) else str(key))
+    return keys.who(text)
 
 
 def whole(cost: object) -> int:
