@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 from fastapi import Depends
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException, WebSocketException
-from starlette.requests import HTTPConnection, Request
+from starlette.requests import HTTPConnection
 from starlette.responses import Response
 
 from service.errors import ConfigurationError, InvalidInput, StoreUnavailable
@@ -37,7 +37,7 @@ class Quota:
         self.rule = rule
 
     async def __call__(self, connection: HTTPConnection, response: Response) -> Decision | None:
-        admission = await _charge(self.limiter, self, [self.rule], connection)
+        admission = await _charge(self.limiter, self, [self.rule], connection, sees_response=False)
         if admission is None:
             return None
         if not admission.by_gate:
@@ -63,9 +63,13 @@ async def _charge(limiter: "Limiter", key: Any, rules: Sequence[Rule], connectio
         return before
     if limiter.filtered() or (plan := limiter.plan_here(key, rules, connection)) is None:
         return None
+    if plan.deducts and not sees_response:
+        raise ConfigurationError(
+            "deduct_when on a dependency or a generator needs the middleware, which sees the response: "
+            "app.add_middleware(limiter.middleware)"
+        )
     try:
-        receive = connection.receive if isinstance(connection, Request) else None
-        admission = await admit(limiter, plan, scope, receive)
+        admission = await admit(limiter, plan, scope, connection=connection)
     except (StoreUnavailable, InvalidInput) as error:
         raise _answer(fault(error), connection) from error
     admission.by_gate = False
@@ -132,12 +136,15 @@ def wrap(limiter: "Limiter", func: Callable[..., Any]) -> Any:
     innermost = layers(func)[-1]
     if inspect.isgeneratorfunction(innermost) or inspect.isasyncgenfunction(innermost):
         return _mark(limiter, func, innermost, _stream(limiter, func, innermost))
+    inner = any(hasattr(layer, MARK) for layer in layers(func))
     run = func if is_coroutine(func) else functools.partial(run_in_threadpool, func)
 
     @functools.wraps(func)
     async def limited(*args: Any, **kwargs: Any) -> Any:
-        connection = kwargs.pop(CONNECTION, None)
-        slot = kwargs.pop(RESPONSE, None)
+        slot = kwargs.get(RESPONSE)
+        connection = kwargs.get(CONNECTION)
+        if not inner:  # another limiter's wrapper wants them too
+            kwargs = {name: value for name, value in kwargs.items() if name not in (CONNECTION, RESPONSE)}
         if connection is None:
             connection = _found(func, args, kwargs)
         admission = admissions(connection.scope).get(limiter)
@@ -184,16 +191,18 @@ def _stream(limiter: "Limiter", func: Any, innermost: Any) -> Any:
     """A generator's body runs after its response has started, so it is charged as a dependency instead."""
 
     async def charged(connection: HTTPConnection, response: Response) -> None:
-        admission = await _charge(limiter, innermost, limiter.rules_of(innermost), connection)
+        rules = limiter.rules_of(innermost)
+        admission = await _charge(limiter, innermost, rules, connection, sees_response=False)
         if admission is not None and not admission.by_gate:
             _write(limiter, admission, response)
 
     @functools.wraps(func)
     def limited(*args: Any, **kwargs: Any) -> Any:
-        kwargs.pop(CONNECTION, None)
+        kwargs.pop(name, None)
         return func(*args, **kwargs)
 
-    limited.__dict__["__hidden__"] = [_hidden(CONNECTION, Any, Depends(charged))]
+    name = f"{CONNECTION}_{sum(hasattr(layer, MARK) for layer in layers(func))}"
+    limited.__dict__["__hidden__"] = [_hidden(name, Any, Depends(charged))]
     return limited
 
 

@@ -21,6 +21,7 @@ from service.limits.match import METHODS, Place, Table
 from service.limits.passage import (
     admissions,
     admit,
+    answer_of,
     deduct,
     deny,
     fault,
@@ -88,8 +89,8 @@ class Gate:
         try:
             await self.app(scope, receive, with_headers(limiter, admission, send))
         except Exception:
-            if admission.plan.deducts:  # the server's 500 is answered outside of this middleware
-                await deduct(limiter, admission, problem_response(500, "unhandled exception"))
+            # the server's 500 is answered outside of this middleware
+            await deduct(limiter, admission, problem_response(500, "unhandled exception"))
             raise
 
     def _application(self, scope: Scope) -> Any:

@@ -98,11 +98,11 @@ def read_retry(value: bytes | None, now_s: float) -> int:
     if value is None:
         return 0
     text = value.decode("latin-1")
-    if text.isdigit():
+    if text.isascii() and text.isdigit() and len(text) < 10:
         return int(text)
     try:
         return max(0, -int(-(parsedate_to_datetime(text).timestamp() - now_s) // 1))
-    except ValueError:
+    except (ValueError, OverflowError):
         return 0
 
 

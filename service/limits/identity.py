@@ -76,14 +76,17 @@ def client_address(request: HTTPConnection) -> str:
 
 
 def _network(text: str) -> IPv4Network | IPv6Network:
-    if text.strip() == "*":
-        raise ConfigurationError(
-            'trusted_proxies "*" would let every client choose its own address; name your proxies, e.g. "10.0.0.0/8"'
-        )
+    text = text.strip()
     try:
-        return ipaddress.ip_network(text.strip())
+        network = None if text == "*" else ipaddress.ip_network(text)
     except ValueError as error:
         raise ConfigurationError(f'trusted_proxies "{text}": {error}; write e.g. "10.0.0.0/8"') from None
+    if network is None or network.prefixlen == 0:
+        raise ConfigurationError(
+            f'trusted_proxies "{text}" would let every client choose its own address; '
+            'name your proxies, e.g. "10.0.0.0/8"'
+        )
+    return network
 
 
 def _parse(text: str) -> IPv4Address | IPv6Address | None:

@@ -22,6 +22,7 @@ from starlette.responses import Response
 
 from service.errors import ConfigurationError, InvalidInput
 from service.limits import headers, keys
+from service.limits.algorithms import ALGORITHMS
 from service.limits.decision import CHARGE, LOOK, Ask, Charge, Decision
 from service.limits.decorator import Quota, layers, named, original, quotas, wrap, wraps
 from service.limits.engine import DEADLINE_S, Engine
@@ -36,6 +37,11 @@ from service.settings import redis_url_from_env, several_workers
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+FOREIGN_MIDDLEWARE = (
+    "slowapi's own middleware blocks the event loop; import SlowAPIMiddleware or SlowAPIASGIMiddleware "
+    "from service.limits, or use app.add_middleware(limiter.middleware)"
+)
 
 
 class View(tuple[RateLimitItem, list[str]]):
@@ -111,7 +117,13 @@ class Limiter(slowapi.Limiter):
             raise ConfigurationError(f'on_outage "{on_outage}": this version knows "deny" (503 while Redis is away)')
         if not 0 < deadline_s <= 60:
             raise ConfigurationError(f"deadline_s {deadline_s}: use more than 0 and at most 60 seconds")
+        if not callable(key_func):
+            raise ConfigurationError(
+                f"key_func {key_func!r} is not callable; pass identity.client_address, or your own"
+            )
         self.strategy = strategy or self.get_app_config(C.STRATEGY) or "fixed-window"
+        if self.strategy not in ALGORITHMS:
+            raise ConfigurationError(f'unknown strategy "{self.strategy}"; use {", ".join(ALGORITHMS)}')
         self.addresses = Addresses(trusted_proxies)
         self.on_refusal = on_refusal
         self.body_cap_bytes = body_cap_bytes
@@ -265,7 +277,16 @@ class Limiter(slowapi.Limiter):
     @property
     def checks(self) -> bool:
         """Whether requests are checked at all; `enabled` may change at any time."""
-        return self.enabled and self._auto_check
+        return self.enabled and self._checks
+
+    @property
+    def _auto_check(self) -> bool:
+        """What slowapi's middleware reads first: the place to stop it, outside of its own error handling."""
+        raise ConfigurationError(FOREIGN_MIDDLEWARE)
+
+    @_auto_check.setter
+    def _auto_check(self, value: bool) -> None:
+        self._checks = value
 
     def filtered(self) -> bool:
         """slowapi's request filters: one that answers true lets the request by."""
@@ -377,6 +398,9 @@ class Limiter(slowapi.Limiter):
             raise InvalidInput("key", f"{key!r} names nobody; use a non-empty string")
         if isinstance(limits, str):
             limits = Limit.parse(limits, algorithm=strategy or self.strategy, burst=burst)
+        if not limits:
+            raise InvalidInput("limits", "none given; a check needs at least one")
+        self.check_deployment()
         charges = {}
         for limit in limits:
             name = keys.spell(self._key_prefix, key, outside(scope), limit.spelling)
@@ -453,10 +477,7 @@ class Limiter(slowapi.Limiter):
         return response
 
     def _check_request_limit(self, *_: Any, **__: Any) -> NoReturn:
-        raise ConfigurationError(
-            "slowapi's own middleware blocks the event loop; import SlowAPIMiddleware or SlowAPIASGIMiddleware "
-            "from service.limits, or use app.add_middleware(limiter.middleware)"
-        )
+        raise ConfigurationError(FOREIGN_MIDDLEWARE)
 
 
 class _Done:

@@ -47,9 +47,10 @@ class Admission:
         rules: The rule of each charge.
         decision: The answer; None if every rule was exempt.
         by_gate: The middleware made it, and writes the headers.
+        settled: What `deduct_when` decides has been decided.
     """
 
-    __slots__ = ("by_gate", "charges", "decision", "plan", "rules")
+    __slots__ = ("by_gate", "charges", "decision", "plan", "rules", "settled")
 
     def __init__(self, plan: Plan, rules: list[Rule], charges: list[Charge], decision: Decision | None) -> None:
         self.plan = plan
@@ -57,6 +58,7 @@ class Admission:
         self.charges = charges
         self.decision = decision
         self.by_gate = True
+        self.settled = not plan.deducts
 
     @property
     def refused(self) -> bool:
@@ -70,8 +72,16 @@ class Admission:
         return standings.index(headers.shown(standings)) if len(standings) > 1 else 0
 
 
-async def admit(limiter: "Limiter", plan: Plan, scope: Scope, receive: Receive | None = None) -> Admission:
+async def admit(
+    limiter: "Limiter",
+    plan: Plan,
+    scope: Scope,
+    receive: Receive | None = None,
+    connection: HTTPConnection | None = None,
+) -> Admission:
     """Charge a request by its plan, and remember the outcome in its scope.
+
+    The user's functions get `connection`, or a new one made of `scope` and `receive`.
 
     Raises:
         InvalidInput: A key or a cost is wrong; nothing was charged.
@@ -79,11 +89,13 @@ async def admit(limiter: "Limiter", plan: Plan, scope: Scope, receive: Receive |
     """
     rules = plan.rules
     if plan.ready is None:
-        rules, charges = await plan.charge(_connection(scope, receive))
+        rules, charges = await plan.charge(connection or _connection(scope, receive))
     elif plan.by_address:
         charges = plan.charge_ready(limiter.addresses.of(scope))
     else:
-        charges = plan.charge_ready(plan.key_func(_connection(scope, receive)) if plan.key_takes else plan.key_func())
+        charges = plan.charge_ready(
+            plan.key_func(connection or _connection(scope, receive)) if plan.key_takes else plan.key_func()
+        )
     decision = await limiter.engine.decide(Ask(charges)) if charges else None
     admission = Admission(plan, rules, charges, decision)
     admissions(scope)[limiter] = admission
@@ -105,6 +117,9 @@ def _connection(scope: Scope, receive: Receive | None) -> HTTPConnection:
 
 async def deduct(limiter: "Limiter", admission: Admission, response: Response) -> None:
     """Give back what `deduct_when` does not want charged for this response; the decision then says so."""
+    if admission.settled:
+        return
+    admission.settled = True
     back, standings = [], list(admission.decision.standings if admission.decision else ())
     for index, (rule, charge) in enumerate(zip(admission.rules, admission.charges, strict=True)):
         if rule.deduct_when is None:
@@ -135,7 +150,7 @@ def with_headers(limiter: "Limiter", admission: Admission, send: Send) -> Send:
     async def send_with_headers(message: Message) -> None:
         kind = message["type"]
         if kind == "http.response.start" or kind == "websocket.accept":
-            if admission.plan.deducts and kind == "http.response.start":
+            if not admission.settled and kind == "http.response.start":
                 response = Response(status_code=message["status"])
                 response.raw_headers = list(message.get("headers", ()))
                 await deduct(limiter, admission, response)

@@ -16,8 +16,9 @@ from typing import Any, NamedTuple
 
 from starlette.requests import HTTPConnection
 
-from service.errors import ConfigurationError, InvalidInput, NoIdentity
+from service.errors import ConfigurationError, InvalidInput, InvalidLimit, NoIdentity
 from service.limits import keys
+from service.limits.algorithms import ALGORITHMS
 from service.limits.decision import Charge
 from service.limits.identity import client_address
 from service.limits.limit import Limit
@@ -74,13 +75,15 @@ class Rule:
     def __post_init__(self) -> None:
         if not callable(self.key_func):
             raise ConfigurationError(f"key_func {self.key_func!r} is not callable; pass a function of the request")
-        if not callable(self.cost):
-            for limit in () if callable(self.limits) else self.limits:
-                try:
-                    if limit.admits(self.cost) == 0:
-                        raise InvalidInput("cost", "0 would never count; use 1 or more, or exempt the route")
-                except InvalidInput as error:
-                    raise ConfigurationError(f"{self.origin or limit.name}: {error}") from None
+        if self.algorithm not in ALGORITHMS:
+            raise InvalidLimit(f'unknown algorithm "{self.algorithm}"; use {", ".join(ALGORITHMS)}')
+        if callable(self.cost):
+            return
+        if type(self.cost) is not int or self.cost < 1:
+            raise ConfigurationError(f"{self.origin}: cost {self.cost!r} is not a whole number of at least 1")
+        for limit in () if callable(self.limits) else self.limits:
+            if self.cost > limit.capacity:
+                raise ConfigurationError(f"{self.origin}: cost {self.cost} is more than {limit.name} ever admits")
 
     @property
     def static(self) -> bool:
