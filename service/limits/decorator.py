@@ -53,7 +53,9 @@ def quotas(dependant: Any, limiter: "Limiter") -> Iterator[Quota]:
         yield from quotas(dependency, limiter)
 
 
-async def _charge(limiter: "Limiter", key: Any, rules: Sequence[Rule], connection: HTTPConnection) -> Admission | None:
+async def _charge(
+    limiter: "Limiter", key: Any, rules: Sequence[Rule], connection: HTTPConnection, *, sees_response: bool = True
+) -> Admission | None:
     """The admission of this request that covers `key`: the gate's, or one made here. Raises what refuses."""
     scope = connection.scope
     if not limiter.checks:

@@ -17,14 +17,18 @@ EXPOSED = ("RateLimit", "RateLimit-Policy", "Retry-After")
 """What a browser's script may read of them, for Access-Control-Expose-Headers; the X- names come on top."""
 
 
+def quoted(name: str) -> str:
+    """A structured-field string."""
+    return '"' + name.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
 @lru_cache(maxsize=4096)
 def names(limits: tuple[Limit, ...]) -> tuple[str, ...]:
     """The limits' names as structured-field strings; one that comes again is numbered, so that each is told apart."""
     found: list[str] = []
     for limit in limits:
-        name = limit.name.replace("\\", "\\\\").replace('"', '\\"')
         again = sum(other.name == limit.name for other in limits[: len(found)])
-        found.append(f'"{name}#{again + 1}"' if again else f'"{name}"')
+        found.append(quoted(f"{limit.name}#{again + 1}" if again else limit.name))
     return tuple(found)
 
 

@@ -1,0 +1,349 @@
+"""What the deployment says: the only reader of the environment.
+
+Every name is spelled once, here. A value that cannot be meant is a `ConfigurationError` of one line that says
+which variable or option, what came and what was wanted; the password of a Redis URL is never part of it.
+"""
+
+import ipaddress
+import json
+import math
+import os
+import re
+import sys
+from pathlib import Path, PurePath
+from typing import Annotated, Any, Literal
+from urllib.parse import SplitResult, urlsplit
+
+from pydantic import AfterValidator, AliasChoices, BeforeValidator, Field, ValidationError
+from pydantic_core import ErrorDetails
+from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
+
+from service.errors import ConfigurationError
+
+PREFIX = "ONEQUOTA_"
+
+# REDIS_URL of one process without any Redis: exported by the runner when nothing can be embedded.
+FAKE_REDIS = "fakeredis://"
+
+# What redis-py does not know, in its words.
+_ALIASES = {"valkey": "redis", "valkeys": "rediss", "redis+unix": "unix"}
+_SCHEMES = ("redis", "rediss", "unix", "fakeredis")
+_LATER = ("redis+sentinel", "redis+cluster")
+_WANTED_URL = "redis://HOST:PORT/DB, rediss://HOST:PORT/DB or unix:///PATH"
+_OPTIONS = {"redis_url": "--redis"}  # all other options are called as their field
+_SERVERS = {"uvicorn", "gunicorn", "hypercorn", "fastapi", "onequota", "service.cli"}
+
+
+def redacted(url: str) -> str:
+    """`url` as it may be shown: its password, and whatever might be one, is `***`. Never raises.
+
+    Up to the *last* `@` all counts as credentials: a password with a raw `/` or `@` in it is hidden whole.
+    """
+    scheme, colons, rest = url.partition("://")
+    if not colons:
+        return "***"  # not a URL: it may be the password itself
+    credentials, at, place = rest.rpartition("@")
+    if at:
+        user, colon, _ = credentials.partition(":")
+        place = f"{user}:***@{place}" if colon else f"***@{place}"
+    else:
+        place = re.sub(r":[^/?:\]]*[^/?:\]\d][^/?:\]]*(?=[/?]|$)", ":***", place, count=1)  # host:password
+    place = re.sub(r"((?:password|token|secret)=)[^&]*", r"\1***", place, flags=re.IGNORECASE)
+    return f"{scheme}://{place}"
+
+
+def parse_redis_url(value: str) -> str:
+    """A Redis URL in redis-py's words: `valkey://` becomes `redis://`.
+
+    Raises:
+        ValueError: It cannot be one; a sentence without the password.
+    """
+    scheme = value.partition("://")[0].lower()
+    if scheme in _LATER:
+        raise ValueError(f"{scheme}:// is not supported yet by this version; use {_WANTED_URL}")
+    canonical = _ALIASES.get(scheme, scheme)
+    if "://" not in value or canonical not in _SCHEMES:
+        raise ValueError(f"wanted {_WANTED_URL}" + ("" if value.strip() else ", and it is empty"))
+    if not value.isprintable() or " " in value:
+        raise ValueError(f"it holds a space or a control character; wanted {_WANTED_URL}")
+    url = canonical + value[len(scheme) :]
+    if canonical in {"redis", "rediss"}:
+        _check_tcp(_split(url))
+    elif canonical == "unix":
+        _check_unix(_split(url))
+    return url
+
+
+def _split(url: str) -> SplitResult:
+    try:
+        parts = urlsplit(url)
+        _ = parts.port
+    except ValueError:  # its message may quote the password
+        raise ValueError("its port is not a number from 0 to 65535, or its host is unreadable") from None
+    return parts
+
+
+def _check_tcp(parts: SplitResult) -> None:
+    if not parts.hostname:
+        raise ValueError(f"it names no host; wanted {_WANTED_URL}")
+    if parts.fragment:
+        raise ValueError("it holds a '#': in a password, write %23")
+    if not re.fullmatch(r"/?\d*/?", parts.path):  # redis-py would silently take database 0
+        raise ValueError("its database is not a number, as in redis://HOST:PORT/0; in a password, '/' is %2F")
+
+
+def _check_unix(parts: SplitResult) -> None:
+    if parts.hostname or len(parts.path) < 2:  # redis-py would silently drop the host
+        raise ValueError("a socket has three slashes: unix:///run/redis.sock")
+
+
+def _proxies(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    return tuple(item.strip() for item in value.split(",") if item.strip())
+
+
+def _networks(items: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(str(_network(item)) for item in items)
+
+
+def _network(item: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
+    if item == "*" or item.endswith("/0"):
+        raise ValueError(
+            f"{_quoted(item)} would believe every caller's own word about its address; "
+            "name the networks of your proxies, for example 10.0.0.0/8"
+        )
+    try:
+        network = ipaddress.ip_network(item, strict=False)
+    except ValueError:
+        raise ValueError(f"{_quoted(item)} is no network; write it as 10.0.0.0/8 or fd00::/8") from None
+    if ipaddress.ip_interface(item).ip != network.network_address:
+        raise ValueError(f"{_quoted(item)} is one address with the size of a network; write {network}")
+    return network
+
+
+def _lowered(value: object) -> object:
+    return value.strip().lower() if isinstance(value, str) else value
+
+
+def _whole(low: int, high: int | None = None, *, unit: str = "") -> Any:
+    """The range of an integer, and the words that name it."""
+    until = f"from {low} to {high}" if high is not None else f"of at least {low}"
+    return Field(ge=low, le=high, description=f"a whole number{unit and f' of {unit}'} {until}")
+
+
+class Settings(BaseSettings):
+    """The deployment, read once at start-up; equal in the parent and in every worker.
+
+    Attributes:
+        redis_url: Where the counters live, `redis://`, `rediss://`, `unix://`; None = the embedded Redis.
+            `fakeredis://` is one process without Redis.
+        environment: `production` refuses what is for development.
+        host: Address to listen on.
+        port: TCP port; 0 = any free one.
+        workers: Processes sharing the port; None = the command decides.
+        keep_alive_s: How long an idle connection stays open, seconds.
+        backlog: Connections the kernel queues before they are accepted.
+        drain_s: How long requests in flight may take once the server was told to stop, seconds.
+        redis_timeout_ms: Deadline of one decision, milliseconds.
+        trusted_proxies: Networks whose X-Forwarded-For is believed, canonical CIDR.
+        check_limit: Limit string that guards /v1/check per caller's address; read by `service.app`.
+        log_level: The least grave line that is logged.
+    """
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, populate_by_name=True, hide_input_in_errors=True)
+
+    redis_url: Annotated[str, AfterValidator(parse_redis_url)] | None = Field(
+        default=None, validation_alias="REDIS_URL", repr=False
+    )
+    environment: Annotated[Literal["production", "development"], BeforeValidator(_lowered)] = Field(
+        default="development", validation_alias="ENVIRONMENT", description="production or development"
+    )
+    host: str = Field(default="127.0.0.1", min_length=1, description="an address to listen on")
+    port: Annotated[int, _whole(0, 65535)] = 8000
+    workers: Annotated[int, _whole(1, 1024)] | None = Field(
+        default=None,
+        validation_alias=AliasChoices(f"{PREFIX}WORKERS", "WEB_CONCURRENCY"),
+        description="a whole number from 1 to 1024",
+    )
+    keep_alive_s: Annotated[int, _whole(0, 86_400, unit="seconds")] = 75
+    backlog: Annotated[int, _whole(1, 65_535)] = 2048
+    drain_s: Annotated[int, _whole(0, 86_400, unit="seconds")] = 20
+    redis_timeout_ms: Annotated[int, _whole(1, 60_000, unit="milliseconds")] = 250
+    trusted_proxies: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_proxies), AfterValidator(_networks)] = ()
+    check_limit: str = Field(default="10000000/minute", min_length=1, description="a limit such as 10000000/minute")
+    log_level: Annotated[
+        Literal["critical", "error", "warning", "info", "debug", "trace"], BeforeValidator(_lowered)
+    ] = Field(default="info", description="critical, error, warning, info, debug or trace")
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Options, then the environment; no .env file: what runs is what the process was given."""
+        return init_settings, env_settings
+
+    @property
+    def production(self) -> bool:
+        """Whether what is for development must be refused."""
+        return self.environment == "production"
+
+    def as_environment(self) -> dict[str, str]:
+        """The variables from which a worker reads these very settings.
+
+        Only what was said: a default stays unsaid, so that no ENVIRONMENT is invented for an app that runs.
+        """
+        said = {name: getattr(self, name) for name in sorted(self.model_fields_set)}
+        return {
+            _variable(name): ",".join(value) if isinstance(value, tuple) else str(value)
+            for name, value in said.items()
+            if value is not None
+        }
+
+
+def load(**overrides: Any) -> Settings:
+    """The settings: options given (None = not given), else the environment, else the defaults.
+
+    Raises:
+        ConfigurationError: One line for all that is wrong.
+    """
+    given = {name: value for name, value in overrides.items() if value is not None}
+    try:
+        return Settings(**given)
+    except ValidationError as error:
+        sentences = [_sentence(detail, given) for detail in error.errors(include_url=False)]
+    raise ConfigurationError("; ".join(dict.fromkeys(sentences)))
+
+
+def _sentence(detail: ErrorDetails, given: dict[str, Any]) -> str:
+    field = _field(str(detail["loc"][0]))
+    if field is None:
+        return f"{_quoted(detail['loc'][0])} is no setting"
+    name = _OPTIONS.get(field, "--" + field.replace("_", "-")) if field in given else _source(field)
+    value = given[field] if field in given else os.environ.get(name, detail["input"])
+    shown = _quoted(redacted(str(value)) if field == "redis_url" and value else value)
+    # A validator of ours has the better sentence; pydantic's own speaks of "input".
+    cause = detail.get("ctx", {}).get("error")
+    wanted = str(cause) if cause is not None else f"wanted {Settings.model_fields[field].description}"
+    return f"{name}={shown}: {wanted}"
+
+
+def _field(location: str) -> str | None:
+    """The field an error speaks of: pydantic says its alias, and not always in capitals."""
+    names = {name: name for name in Settings.model_fields}
+    names |= {_variable(name): name for name in names} | {"WEB_CONCURRENCY": "workers"}
+    return names.get(location) or names.get(location.upper())
+
+
+def _variable(field: str) -> str:
+    """The environment variable a field is exported as."""
+    alias = Settings.model_fields[field].validation_alias
+    if isinstance(alias, AliasChoices):
+        alias = str(alias.choices[0])
+    return str(alias) if alias else PREFIX + field.upper()
+
+
+def _source(field: str) -> str:
+    """The environment variable a field was read from."""
+    variable = _variable(field)
+    return "WEB_CONCURRENCY" if field == "workers" and variable not in os.environ else variable
+
+
+def _quoted(value: object) -> str:
+    """`value` on one line, at most 80 characters of it, control characters escaped."""
+    text = str(value)
+    return json.dumps(text if len(text) <= 80 else f"{text[:77]}...")
+
+
+def redis_url_from_env() -> str | None:
+    """REDIS_URL, checked; None when it is not set.
+
+    Raises:
+        ConfigurationError: It is set, and cannot be meant.
+    """
+    value = os.environ.get("REDIS_URL")
+    if value is None:
+        return None
+    try:
+        return parse_redis_url(value)
+    except ValueError as error:
+        raise ConfigurationError(f"REDIS_URL={_quoted(redacted(value) if value else '')}: {error}") from None
+
+
+def default_workers() -> int:
+    """Workers of a server that was told nothing: one a core; two on one core, so that one can be replaced."""
+    return max(2, usable_cores())
+
+
+def usable_cores() -> int:
+    """Cores this process may keep busy: its affinity, cut to its cgroups' quota, rounded down, at least 1."""
+    cores: float = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    return max(1, math.floor(min(cores, _cgroup_cores())))
+
+
+def _cgroup_cores(groups: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")) -> float:
+    """CPU quota in cores, infinite when there is none. A parent's quota binds its children."""
+    try:
+        lines = [line.split(":", 2) for line in membership.read_text().splitlines()]
+    except OSError:
+        return math.inf
+    quotas = [math.inf]
+    for _, controllers, path in lines:
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        # A v1 hierarchy is mounted under its controllers' names; the unified one (v2) has none.
+        for mount in (groups, *(groups / name for name in (controllers, "cpu", "unified") if name)):
+            group = PurePath(path.strip("/"))
+            quotas += [_quota(mount / part) for part in (group, *group.parents)]
+    return min(quotas)
+
+
+def _quota(group: Path) -> float:
+    """The quota of one cgroup, in cores: `cpu.max` of v2, or the two files of v1."""
+    try:
+        if (group / "cpu.max").is_file():
+            quota, period = (group / "cpu.max").read_text().split()[:2]
+        else:
+            quota = (group / "cpu.cfs_quota_us").read_text().strip()
+            period = (group / "cpu.cfs_period_us").read_text().strip()
+        return int(quota) / int(period) if quota.isdigit() and int(period) else math.inf
+    except (OSError, ValueError):
+        return math.inf
+
+
+def several_workers() -> int | None:
+    """How many processes run this app, as far as this one can tell; None = it cannot.
+
+    ONEQUOTA_WORKERS (our runner sets it), else what the server that started this process was told on its
+    command line (Linux; uvicorn, gunicorn, hypercorn, fastapi), else WEB_CONCURRENCY, which that overrules.
+    """
+    ours = _counted(os.environ.get(f"{PREFIX}WORKERS"))
+    return ours or _told(_parent_command()) or _counted(os.environ.get("WEB_CONCURRENCY"))
+
+
+def _counted(value: str | None) -> int | None:
+    return int(value) if value and value.strip().isdecimal() else None
+
+
+def _parent_command() -> list[str]:
+    try:
+        return Path(f"/proc/{os.getppid()}/cmdline").read_text(errors="replace").split("\0")
+    except OSError:
+        return []
+
+
+def _told(command: list[str]) -> int | None:
+    """The worker count in the command line of an ASGI server, `--workers N`, `--workers=N`, `-w N`, `-wN`."""
+    if not any(PurePath(word).name in _SERVERS for word in command[:4]):
+        return None
+    for word, following in zip(command, [*command[1:], ""], strict=True):
+        if word in {"--workers", "-w"}:
+            return _counted(following)
+        if match := re.fullmatch(r"(?:--workers=|-w=?)(\d+)", word):
+            return _counted(match[1])
+    return None
