@@ -5,6 +5,7 @@ themselves: after the body was read and validated, before the function runs. Fas
 through parameters that the function itself never sees, so it needs no `request` of its own.
 """
 
+import copy
 import functools
 import inspect
 from collections.abc import Callable, Iterator, Sequence
@@ -137,16 +138,27 @@ def wrap(limiter: "Limiter", func: Callable[..., Any]) -> Any:
     """The function, charged first unless the gate has done so; always a coroutine function or a generator one."""
     innermost = layers(func)[-1]
     if inspect.isgeneratorfunction(innermost) or inspect.isasyncgenfunction(innermost):
-        return _mark(limiter, func, innermost, _stream(limiter, func, innermost))
+        return _stream(limiter, func, innermost)
     inner = any(hasattr(layer, MARK) for layer in layers(func))
     run = func if is_coroutine(func) else functools.partial(run_in_threadpool, func)
+    at_connection, own_connection = _place_of(func, HTTPConnection, CONNECTION)
+    at_response, own_response = _place_of(func, Response, RESPONSE)
+    hidden = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=kind)
+        for name, kind, own in (
+            (CONNECTION, HTTPConnection, own_connection),
+            (RESPONSE, Response, own_response),
+        )
+        if not own
+    ]
 
     @functools.wraps(func)
     async def limited(*args: Any, **kwargs: Any) -> Any:
-        slot = kwargs.get(RESPONSE)
-        connection = kwargs.get(CONNECTION)
+        connection = kwargs.get(at_connection)
+        slot = kwargs.get(at_response)
         if not inner:  # another limiter's wrapper wants them too
-            kwargs = {name: value for name, value in kwargs.items() if name not in (CONNECTION, RESPONSE)}
+            kwargs.pop(CONNECTION, None)
+            kwargs.pop(RESPONSE, None)
         if connection is None:
             connection = _found(func, args, kwargs)
         admission = admissions(connection.scope).get(limiter)
@@ -157,8 +169,20 @@ def wrap(limiter: "Limiter", func: Callable[..., Any]) -> Any:
         status = getattr(connection.scope.get("route"), "status_code", None) or 200
         return await _finish(limiter, admission, functools.partial(run, *args, **kwargs), slot, status)
 
-    hidden = [_hidden(CONNECTION, HTTPConnection), _hidden(RESPONSE, Response)]
     return _mark(limiter, func, innermost, limited, hidden)
+
+
+def _place_of(func: Any, kind: type, hidden: str) -> tuple[str, bool]:
+    """The parameter FastAPI fills with a `kind`, and whether it is the function's own: it fills only one of each."""
+    try:
+        signature = inspect.signature(func, eval_str=True)
+    except Exception:  # an annotation that cannot be resolved here: go by its last word
+        signature = inspect.signature(func)
+    for name, parameter in signature.parameters.items():
+        annotation = parameter.annotation
+        if name != hidden and (annotation is kind or str(annotation).rpartition(".")[2] == kind.__name__):
+            return name, True
+    return hidden, False
 
 
 async def _finish(
@@ -171,8 +195,9 @@ async def _finish(
         response = Response(status_code=error.status_code, headers=error.headers)
         await deduct(limiter, admission, response)
         _write(limiter, admission, response)
-        error.headers = {name: value for name, value in response.headers.items() if name != "content-length"}
-        raise
+        told = copy.copy(error)  # the app may raise one and the same exception again and again
+        told.headers = {name: value for name, value in response.headers.items() if name != "content-length"}
+        raise told from error.__cause__
     except Exception:
         await deduct(limiter, admission, Response(status_code=500))
         raise
@@ -204,12 +229,8 @@ def _stream(limiter: "Limiter", func: Any, innermost: Any) -> Any:
         return func(*args, **kwargs)
 
     name = f"{CONNECTION}_{sum(hasattr(layer, MARK) for layer in layers(func))}"
-    limited.__dict__["__hidden__"] = [_hidden(name, Any, Depends(charged))]
-    return limited
-
-
-def _hidden(name: str, annotation: Any, default: Any = inspect.Parameter.empty) -> inspect.Parameter:
-    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation, default=default)
+    hidden = inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=Any, default=Depends(charged))
+    return _mark(limiter, func, innermost, limited, [hidden])
 
 
 def _mark(limiter: "Limiter", func: Any, innermost: Any, wrapper: Any, hidden: Sequence[inspect.Parameter] = ()) -> Any:
