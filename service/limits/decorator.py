@@ -9,13 +9,14 @@ import copy
 import functools
 import inspect
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast, get_args, get_origin
 
 from fastapi import Depends
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException, WebSocketException
-from starlette.requests import HTTPConnection
+from starlette.requests import HTTPConnection, Request
 from starlette.responses import Response
+from starlette.websockets import WebSocket
 
 from service.errors import ConfigurationError, InvalidInput, StoreUnavailable
 from service.limits.decision import Decision
@@ -77,10 +78,6 @@ async def _charge(
         raise _answer(fault(error), connection) from error
     admission.by_gate = False
     if admission.refused:
-        handled = limiter.on_refusal is None and limiter.refusal_handler(scope.get("app")) is not None
-        if handled and scope["type"] == "http":
-            shown = admission.shown
-            raise await limiter.exceeded(admission.rules[shown], admission.charges[shown], connection)
         raise _answer(await refusal(limiter, admission, scope), connection)
     if before is not None:
         admissions(scope)[limiter] = before
@@ -179,8 +176,13 @@ def _place_of(func: Any, kind: type, hidden: str) -> tuple[str, bool]:
     except Exception:  # an annotation that cannot be resolved here: go by its last word
         signature = inspect.signature(func)
     for name, parameter in signature.parameters.items():
-        annotation = parameter.annotation
-        if name != hidden and (annotation is kind or str(annotation).rpartition(".")[2] == kind.__name__):
+        found = parameter.annotation
+        found = get_args(found)[0] if get_origin(found) is Annotated else found
+        if inspect.isclass(found):
+            is_own = issubclass(found, kind) and not issubclass(found, (Request, WebSocket))
+        else:
+            is_own = isinstance(found, str) and found.rstrip("]").endswith(kind.__name__)
+        if is_own and name != hidden:
             return name, True
     return hidden, False
 

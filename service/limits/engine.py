@@ -66,6 +66,7 @@ class Engine:
         self.deadline_s = deadline_s
         self.counters = Counters()
         self._lanes: WeakKeyDictionary[asyncio.AbstractEventLoop, _Lane] = WeakKeyDictionary()
+        self._latest: _Lane | None = None  # nearly always the one that is wanted
 
     def decide(self, ask: Ask) -> "asyncio.Future[Decision]":
         """The decision, to be awaited on the running event loop.
@@ -86,6 +87,7 @@ class Engine:
         """Decide over another store from now on; what is under way ends where it began. For tests."""
         self.open_store = open_store
         self._lanes.clear()
+        self._latest = None
 
     async def ping(self) -> str:
         """What answers, e.g. "redis 7.0.15". Raises StoreUnavailable after the deadline."""
@@ -97,15 +99,23 @@ class Engine:
 
     def _lane(self) -> "_Lane":
         loop = asyncio.get_running_loop()
+        lane = self._latest
+        if lane is not None and lane.loop is loop:
+            return lane
         lane = self._lanes.get(loop)
         if lane is None:
             lane = self._lanes[loop] = _Lane(loop, self.open_store(), self.deadline_s, self.counters)
-            lane.close_with_loop(lambda: self._lanes.pop(loop, None))
+            lane.close_with_loop(lambda: self._forget(loop))
+        self._latest = lane
         return lane
+
+    def _forget(self, loop: asyncio.AbstractEventLoop) -> "_Lane | None":
+        self._latest = None
+        return self._lanes.pop(loop, None)
 
     async def aclose(self) -> None:
         """Close the running loop's connections. The engine opens new ones when asked again."""
-        lane = self._lanes.pop(asyncio.get_running_loop(), None)
+        lane = self._forget(asyncio.get_running_loop())
         if lane is not None:
             await lane.aclose()
 
@@ -115,7 +125,7 @@ class _Lane:
 
     def __init__(self, loop: asyncio.AbstractEventLoop, store: Store, deadline_s: float, counters: Counters) -> None:
         self.store = store
-        self._loop = loop
+        self.loop = loop
         self._deadline_s = deadline_s
         self._counters = counters
         self._queue: deque[_Waiting] = deque()
@@ -127,7 +137,7 @@ class _Lane:
         self._closer: AsyncGenerator[None, None] | None = None
 
     def submit(self, ask: Ask) -> "asyncio.Future[Decision]":
-        loop = self._loop
+        loop = self.loop
         answer = loop.create_future()
         due = loop.time() + self._deadline_s
         self._queue.append(_Waiting(ask, answer, due))
@@ -139,7 +149,7 @@ class _Lane:
         return answer
 
     def _start(self) -> None:
-        self._sender = self._loop.create_task(self._send(), context=self._context)
+        self._sender = self.loop.create_task(self._send(), context=self._context)
 
     async def _send(self) -> None:
         """Call the store until the queue is empty; whatever happens, every waiter gets an answer."""
@@ -201,14 +211,14 @@ class _Lane:
 
     def _expire(self) -> None:
         """Tell those whose deadline has come; look again when the next one's comes."""
-        now = self._loop.time()
+        now = self.loop.time()
         while self._queue and (self._queue[0].due <= now or self._queue[0].answer.done()):
             self._tell(self._queue.popleft())
         for waiting in self._sent:
             if waiting.due <= now:
                 self._tell(waiting)
         open_ = [waiting.due for waiting in (*self._sent, *self._queue) if not waiting.answer.done()]
-        self._watch = self._loop.call_at(min(open_), self._expire, context=self._context) if open_ else None
+        self._watch = self.loop.call_at(min(open_), self._expire, context=self._context) if open_ else None
 
     def _tell(self, waiting: _Waiting) -> None:
         if not waiting.answer.done():

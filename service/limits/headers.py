@@ -23,33 +23,34 @@ def quoted(name: str) -> str:
 
 
 @lru_cache(maxsize=4096)
-def names(limits: tuple[Limit, ...]) -> tuple[str, ...]:
-    """The limits' names as structured-field strings; one that comes again is numbered, so that each is told apart."""
-    found: list[str] = []
-    for limit in limits:
-        again = sum(other.name == limit.name for other in limits[: len(found)])
-        found.append(quoted(f"{limit.name}#{again + 1}" if again else limit.name))
-    return tuple(found)
+def _parts(limits: tuple[Limit, ...]) -> tuple[bytes, tuple[bytes, ...]]:
+    """RateLimit-Policy of a set of limits, and what begins each one's RateLimit member.
+
+    A name that comes again is numbered, so that each is told apart.
+    """
+    names = []
+    for index, limit in enumerate(limits):
+        again = sum(other.name == limit.name for other in limits[:index])
+        names.append(quoted(f"{limit.name}#{again + 1}" if again else limit.name))
+    members = [f"{name};q={limit.capacity};w={limit.refill_s}" for name, limit in zip(names, limits, strict=True)]
+    return ", ".join(members).encode(), tuple(name.encode() for name in names)
 
 
-@lru_cache(maxsize=4096)
 def policy(limits: tuple[Limit, ...]) -> bytes:
     """RateLimit-Policy of a set of limits: `"chat";q=20;w=60`."""
-    return ", ".join(
-        f"{name};q={limit.capacity};w={limit.refill_s}" for name, limit in zip(names(limits), limits, strict=True)
-    ).encode()
+    return _parts(limits)[0]
 
 
 def draft(standings: Sequence[Standing]) -> Pairs:
     """RateLimit-Policy and RateLimit."""
-    limits = tuple([standing.limit for standing in standings])
-    state = ", ".join(
+    policies, names = _parts(tuple([standing.limit for standing in standings]))
+    state = b", ".join(
         [
-            f"{name};r={standing.remaining};t={seconds(standing.next_us)}"
-            for name, standing in zip(names(limits), standings, strict=True)
+            b"%s;r=%d;t=%d" % (name, standing.remaining, -(-standing.next_us // 1_000_000))
+            for name, standing in zip(names, standings)  # noqa: B905  equally long, and on every request
         ]
     )
-    return [(b"ratelimit-policy", policy(limits)), (b"ratelimit", state.encode())]
+    return [(b"ratelimit-policy", policies), (b"ratelimit", state)]
 
 
 def shown(standings: Sequence[Standing]) -> Standing:
@@ -77,11 +78,10 @@ class SlowapiHeaders:
     def pairs(self, decision: Decision) -> Pairs:
         """The first three, for the limit that is `shown`."""
         standing = shown(decision.standings)
-        reset_s = seconds(decision.at_us + standing.reset_us)
         return [
             (self._limit, b"%d" % standing.limit.capacity),
             (self._remaining, b"%d" % standing.remaining),
-            (self._reset, b"%d" % reset_s),
+            (self._reset, b"%d" % -(-(decision.at_us + standing.reset_us) // 1_000_000)),
         ]
 
     def retry(self, decision: Decision, existing: bytes | None = None) -> tuple[bytes, bytes]:
@@ -90,17 +90,15 @@ class SlowapiHeaders:
         A later `existing` one, which the application had set itself, stays.
         """
         wait_s = decision.retry_after or seconds(shown(decision.standings).reset_us)
-        now_s = decision.at_us / 1_000_000
-        wait_s = max(wait_s, read_retry(existing, now_s))
+        if existing is not None:
+            wait_s = max(wait_s, read_retry(existing, decision.at_us / 1_000_000))
         if self._http_date:
             return self._retry, formatdate(-(-decision.at_us // 1_000_000) + wait_s, usegmt=True).encode()
         return self._retry, b"%d" % wait_s
 
 
-def read_retry(value: bytes | None, now_s: float) -> int:
-    """Seconds a Retry-After header asks for; 0 if there is none or it cannot be read."""
-    if value is None:
-        return 0
+def read_retry(value: bytes, now_s: float) -> int:
+    """Seconds a Retry-After header asks for; 0 if it cannot be read."""
     text = value.decode("latin-1")
     if text.isascii() and text.isdigit() and len(text) < 10:
         return int(text)
@@ -112,5 +110,5 @@ def read_retry(value: bytes | None, now_s: float) -> int:
 
 def replace(headers: Iterable[tuple[bytes, bytes]], new: Pairs) -> Pairs:
     """`headers` with the new ones instead of those of the same name."""
-    names = {name for name, _ in new}
-    return [pair for pair in headers if pair[0].lower() not in names] + new
+    written = {name for name, _ in new}
+    return [pair for pair in headers if pair[0].lower() not in written] + new

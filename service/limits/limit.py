@@ -6,7 +6,10 @@ What cannot be meant is refused here, once, with a sentence; whatever is built c
 
 import re
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Self
+
+import limits
 
 from service.errors import InvalidInput, InvalidLimit
 from service.limits.algorithms import ALGORITHMS
@@ -58,6 +61,7 @@ class Limit:
     refill_s: int = field(init=False, compare=False)
     definition: Definition = field(init=False, compare=False)
     words: str = field(init=False, compare=False)
+    _hash: int = field(init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         text = self.name or _spell(self.amount, self.window_s)
@@ -85,6 +89,11 @@ class Limit:
         object.__setattr__(self, "refill_s", -(-self.window_s * capacity // self.amount))
         object.__setattr__(self, "definition", definition)
         object.__setattr__(self, "words", " ".join(map(str, definition)))
+        compared = (self.amount, self.window_s, self.algorithm, self.burst, self.aligned, text)
+        object.__setattr__(self, "_hash", hash(compared))
+
+    def __hash__(self) -> int:  # limits are looked up on every request: hash once
+        return self._hash
 
     def admits(self, cost: object, *, where: str = "cost") -> int:
         """`cost` as the integer it is: 0 (look only) to `capacity`. Raises InvalidInput naming `where`."""
@@ -156,3 +165,11 @@ def _spell(amount: int, window_s: int) -> str:
             multiple = window_s // seconds
             return f"{amount}/{period}" if multiple == 1 else f"{amount}/{multiple} {period}s"
     return f"{amount}/{window_s}s"
+
+
+@lru_cache(maxsize=1024)
+def rate_limit_item(limit: Limit) -> limits.RateLimitItem:
+    """A limit as the `limits` package writes it, for slowapi's exception and handlers."""
+    period = next(name for name, seconds in reversed(PERIODS_S.items()) if limit.window_s % seconds == 0)
+    kind: type[limits.RateLimitItem] = getattr(limits, f"RateLimitItemPer{period.capitalize()}")
+    return kind(limit.amount, limit.window_s // PERIODS_S[period])

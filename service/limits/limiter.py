@@ -10,9 +10,7 @@ import inspect
 from collections.abc import Awaitable, Callable, Generator, Sequence
 from typing import Any, NoReturn, ParamSpec, TypeVar
 
-import limits
 import slowapi
-from limits import RateLimitItem
 from slowapi.errors import RateLimitExceeded
 from slowapi.extension import HEADERS, C
 from slowapi.util import get_ipaddr, get_remote_address
@@ -28,9 +26,9 @@ from service.limits.decorator import Quota, layers, named, original, quotas, wra
 from service.limits.engine import DEADLINE_S, Engine
 from service.limits.gate import Gate
 from service.limits.identity import Addresses, client_address
-from service.limits.limit import PERIODS_S, Limit
+from service.limits.limit import Limit, rate_limit_item
 from service.limits.match import METHODS, Place
-from service.limits.passage import Admission, handler_of
+from service.limits.passage import handler_of
 from service.limits.plan import UNMATCHED, Plan, Rule, ask, compose, outside
 from service.limits.stores import MemoryStore, opener
 from service.settings import redis_url_from_env, several_workers
@@ -42,12 +40,6 @@ FOREIGN_MIDDLEWARE = (
     "slowapi's own middleware blocks the event loop; import SlowAPIMiddleware or SlowAPIASGIMiddleware "
     "from service.limits, or use app.add_middleware(limiter.middleware)"
 )
-
-
-class View(tuple[RateLimitItem, list[str]]):
-    """`request.state.view_rate_limit`, as slowapi's handlers expect it: (item, [key, scope]), and the decision."""
-
-    decision: Decision
 
 
 class Limiter(slowapi.Limiter):
@@ -137,6 +129,7 @@ class Limiter(slowapi.Limiter):
             ],
             http_date=self._retry_after == "http-date",
         )
+        self._written = frozenset([b"cache-control", *(n.lower().encode() for n in self._slowapi_headers.names)])
         self._rules: dict[Any, list[Rule]] = {}
         self._exempt: set[Any] = set()
         self._same_named: dict[str, list[Any]] = {}
@@ -151,6 +144,14 @@ class Limiter(slowapi.Limiter):
             self._rule(text, origin="default_limits", error_message=None)
             for text in default_limits or ([configured] if configured else ())
         ]
+
+    def get_app_config(self, key: str, default_value: Any = None) -> Any:
+        """slowapi's reader of `RATELIMIT_*`, but "false" is false, and strategies are ours to judge."""
+        if isinstance(default_value, bool):
+            return self.app_config(key, default=default_value, cast=bool)
+        if key == C.STRATEGY and default_value is not None:
+            return default_value  # asked by slowapi for its own storage, which is never asked
+        return super().get_app_config(key, default_value)
 
     # ── declaring ────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -434,25 +435,22 @@ class Limiter(slowapi.Limiter):
         return headers.EXPOSED + (self._slowapi_headers.names[:3] if self._headers_enabled else ())
 
     def write(self, current: Sequence[tuple[bytes, bytes]], decision: Decision) -> headers.Pairs:
-        """Response headers with the standing in them."""
-        new: headers.Pairs = []
-        if self._headers_enabled:
-            existing = next((value for name, value in current if name.lower() == b"retry-after"), None)
-            new = self._slowapi_headers.pairs(decision)
+        """Response headers with the standing in them; names in `current` are lower case, as ASGI has them."""
+        found = list(current)
+        if self._headers_enabled or not decision.allowed:
+            clash, existing = False, None
+            for name, value in found:
+                if name in self._written:
+                    clash = True
+                    if name == b"retry-after":
+                        existing = value
+            new = self._slowapi_headers.pairs(decision) if self._headers_enabled else []
             new.append(self._slowapi_headers.retry(decision, existing))
-        elif not decision.allowed:
-            new = [self._slowapi_headers.retry(decision)]
-        if not decision.allowed:
-            new.append((b"cache-control", b"no-store"))
-        found = headers.replace(current, new) if new else list(current)
-        return found + headers.draft(decision.standings) if self._draft_headers else found
-
-    def view(self, admission: Admission) -> View:
-        """slowapi's record of the limit that counts most."""
-        charge = admission.charges[admission.shown]
-        found = View((_item(charge.limit), [charge.key.decode(), ""]))
-        assert admission.decision is not None
-        found.decision = admission.decision
+            if not decision.allowed:
+                new.append((b"cache-control", b"no-store"))
+            found = headers.replace(found, new) if clash else found + new
+        if self._draft_headers:
+            found += headers.draft(decision.standings)
         return found
 
     async def exceeded(self, rule: Rule, charge: Charge, request: HTTPConnection) -> RateLimitExceeded:
@@ -460,7 +458,7 @@ class Limiter(slowapi.Limiter):
         message = rule.error_message
         if callable(message):
             message = await ask(message, request)
-        item = _item(charge.limit)
+        item = rate_limit_item(charge.limit)
         return RateLimitExceeded(SlowapiLimit(item, rule.key_func, None, False, None, message, None, charge.cost, True))
 
     def refusal_handler(self, app: Any) -> Callable[..., Any] | None:
@@ -489,11 +487,3 @@ class _Done:
     def __await__(self) -> Generator[None, None, int]:
         return self._value
         yield
-
-
-@functools.lru_cache(maxsize=1024)
-def _item(limit: Limit) -> RateLimitItem:
-    """A limit as the `limits` package writes it."""
-    period = next(name for name, seconds in reversed(PERIODS_S.items()) if limit.window_s % seconds == 0)
-    kind: type[RateLimitItem] = getattr(limits, f"RateLimitItemPer{period.capitalize()}")
-    return kind(limit.amount, limit.window_s // PERIODS_S[period])

@@ -27,6 +27,7 @@ from service.errors import (
 )
 from service.limits import headers
 from service.limits.decision import GIVE_BACK, Ask, Charge, Decision
+from service.limits.limit import rate_limit_item
 from service.limits.plan import Plan, Rule, ask, is_coroutine
 
 if TYPE_CHECKING:
@@ -40,6 +41,8 @@ ADMITTED = "onequota"
 
 class Admission:
     """A request that one limiter has charged, or refused.
+
+    It also is `request.state.view_rate_limit`, and behaves as slowapi's handlers expect it: (item, [key, scope]).
 
     Attributes:
         plan: What it was charged by.
@@ -63,6 +66,10 @@ class Admission:
     @property
     def refused(self) -> bool:
         return self.decision is not None and not self.decision.allowed
+
+    def __getitem__(self, index: int) -> Any:
+        charge = self.charges[self.shown]
+        return (rate_limit_item(charge.limit), [charge.key.decode(), ""])[index]
 
     @property
     def shown(self) -> int:
@@ -100,7 +107,7 @@ async def admit(
     admission = Admission(plan, rules, charges, decision)
     admissions(scope)[limiter] = admission
     if decision is not None:
-        scope.setdefault("state", {})["view_rate_limit"] = limiter.view(admission)
+        scope.setdefault("state", {})["view_rate_limit"] = admission
     return admission
 
 
