@@ -65,7 +65,7 @@ async def _charge(
     before = admissions(scope).get(limiter)
     if before is not None and key in before.plan.covered:
         return before
-    if limiter.filtered() or (plan := limiter.plan_here(key, rules, connection)) is None:
+    if limiter.filtered() or (plan := limiter.plan_here(key, rules, connection, alone=before is None)) is None:
         return None
     if plan.deducts and not sees_response:
         raise ConfigurationError(

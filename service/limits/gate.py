@@ -115,15 +115,14 @@ class Gate:
         """Flatten the routes and see that every decorator among them is in force. Raises ConfigurationError."""
         app = self._application(scope)
         limiter.check_deployment()
-        self._table = Table(app.router.routes)
-        self._size = len(app.router.routes)
-        self._plans = {}
-        for place in self._table.places:
+        size, table = len(app.router.routes), Table(app.router.routes)
+        for place in table.places:
             limiter.check_place(place)
         self._inner_cors = next((m for m in _chain(self.app) if isinstance(m, CORSMiddleware)), None)
         for middleware in _chain(app.middleware_stack):
             if isinstance(middleware, CORSMiddleware):
                 _expose(middleware, limiter.exposed)
+        self._size, self._table, self._plans = size, table, {}  # last: what is refused is refused every time
 
     async def _answer(self, response: Any, scope: Scope, receive: Receive, send: Send) -> None:
         cors = self._inner_cors

@@ -133,7 +133,7 @@ class Limiter(slowapi.Limiter):
         self._rules: dict[Any, list[Rule]] = {}
         self._exempt: set[Any] = set()
         self._same_named: dict[str, list[Any]] = {}
-        self._here: dict[tuple[Any, str, str], Plan | None] = {}
+        self._here: dict[tuple[Any, str, str, bool], Plan | None] = {}
         configured: str | None = self.get_app_config(C.APPLICATION_LIMITS)
         self._application = [
             self._rule(text, origin="application_limits", error_message=None)
@@ -326,20 +326,24 @@ class Limiter(slowapi.Limiter):
             own += self._rules.get(original(self, func), ())
         covered: set[Any] = {original(self, func) for func in functions}
         for found in quotas(place.dependant if place else None, self):
-            own.append(found.rule)
-            covered.add(found)
+            if found not in covered:  # one dependency, reached by two ways, is one limit
+                own.append(found.rule)
+                covered.add(found)
         name = place.template if place else UNMATCHED
         for func in functions:
             name += "|" + self._spell(original(self, func))
         return self._compose(own, name, method, frozenset(covered))
 
-    def plan_here(self, key: Any, rules: Sequence[Rule], connection: HTTPConnection) -> Plan | None:
-        """What a decorator or dependency charges by itself, where no gate has done so."""
+    def plan_here(self, key: Any, rules: Sequence[Rule], connection: HTTPConnection, *, alone: bool) -> Plan | None:
+        """What a decorator or dependency charges by itself, where no gate has done so.
+
+        Unless it is `alone`, the application's limits and the defaults have been charged already.
+        """
         scope = connection.scope
         route = scope.get("fastapi", {}).get("effective_route_context") or scope.get("route")
         template = getattr(route, "path_format", "")
         method = scope.get("method", "")
-        cached = (key, template, method if method in METHODS else "")
+        cached = (key, template, method if method in METHODS else "", alone)
         if cached not in self._here:
             self.check_deployment()
             endpoint = scope.get("endpoint")
@@ -348,18 +352,20 @@ class Limiter(slowapi.Limiter):
                 self._here[cached] = None
             else:
                 name = f"{template}|{self._spell(original(self, func))}"
-                self._here[cached] = self._compose(rules, name, cached[2], frozenset([key]))
+                self._here[cached] = self._compose(rules, name, cached[2], frozenset([key]), alone=alone)
         return self._here[cached]
 
     def _spell(self, func: Any) -> str:
         ordinal = self._ordinal(func)
         return named(func) + (f"~{ordinal}" if ordinal else "")
 
-    def _compose(self, own: Sequence[Rule], scope: str, method: str, covered: frozenset[Any]) -> Plan | None:
+    def _compose(
+        self, own: Sequence[Rule], scope: str, method: str, covered: frozenset[Any], *, alone: bool = True
+    ) -> Plan | None:
         return compose(
-            application=self._application,
+            application=self._application if alone else (),
             own=own,
-            defaults=self._defaults,
+            defaults=self._defaults if alone else (),
             scope=scope,
             method=method,
             prefix=self._key_prefix,
