@@ -26,18 +26,27 @@ class Charge(NamedTuple):
     cost: int
 
 
-class Ask(NamedTuple):
-    """One request to the engine: all its charges pass, or none is made.
+class Ask:
+    """One request to the engine: all its charges pass, or none is made. Not to be changed; may be asked again.
 
     Attributes:
         charges: At least one; no key twice.
         kind: CHARGE, LOOK or GIVE_BACK.
         at_us: GIVE_BACK only: the `at_us` of the decision that charged.
+        names: The keys.
+        words: The rest, as the script reads it.
     """
 
-    charges: Sequence[Charge]
-    kind: int = CHARGE
-    at_us: int = 0
+    __slots__ = ("at_us", "charges", "kind", "names", "words")
+
+    def __init__(self, charges: Sequence[Charge], kind: int = CHARGE, at_us: int = 0) -> None:
+        self.charges = charges
+        self.kind = kind
+        self.at_us = at_us
+        self.names = [key for _, key, _ in charges]
+        words = [f"{kind} {len(charges)}" if kind != GIVE_BACK else f"{kind} {len(charges)} {at_us}"]
+        words += [f"{limit.words} {cost}" for limit, _, cost in charges]
+        self.words = " ".join(words)
 
 
 class Standing(NamedTuple):
@@ -101,9 +110,14 @@ def seconds(us: int) -> int:
 
 def read(ask: Ask, at_us: int, numbers: Sequence[int], start: int) -> Decision:
     """The decision in a store's flat answer: four integers a charge from `numbers[start]` on."""
+    charges = ask.charges
+    if len(charges) == 1:
+        remaining, reset_us, retry_us, next_us = numbers[start : start + 4]
+        limit, _, cost = charges[0]
+        return Decision(not retry_us, at_us, (Standing(limit, cost, remaining, reset_us, retry_us, next_us),))
     standings = []
     allowed = True
-    for limit, _key, cost in ask.charges:
+    for limit, _key, cost in charges:
         remaining, reset_us, retry_us, next_us = numbers[start : start + 4]
         if retry_us:
             allowed = False

@@ -194,7 +194,7 @@ class _Lane:
     def _settle(self, batch: list[_Waiting], numbers: Sequence[int]) -> None:
         at_us, start = numbers[0], 1
         self._counters.decisions += len(batch)
-        for ask, answer, _due in batch:
+        for ask, answer, _ in batch:
             if not answer.done():
                 answer.set_result(read(ask, at_us, numbers, start))
             elif ask.kind == CHARGE and not answer.cancelled() and read(ask, at_us, numbers, start).allowed:

@@ -9,7 +9,7 @@ from email.utils import formatdate, parsedate_to_datetime
 from functools import lru_cache
 
 from service.limits.decision import Decision, Standing, seconds
-from service.limits.limit import Limit
+from service.limits.limit import Limit, quoted
 
 Pairs = list[tuple[bytes, bytes]]
 
@@ -17,23 +17,16 @@ EXPOSED = ("RateLimit", "RateLimit-Policy", "Retry-After")
 """What a browser's script may read of them, for Access-Control-Expose-Headers; the X- names come on top."""
 
 
-def quoted(name: str) -> str:
-    """A structured-field string."""
-    return '"' + name.replace("\\", "\\\\").replace('"', '\\"') + '"'
-
-
 @lru_cache(maxsize=4096)
 def _parts(limits: tuple[Limit, ...]) -> tuple[bytes, tuple[bytes, ...]]:
-    """RateLimit-Policy of a set of limits, and what begins each one's RateLimit member.
-
-    A name that comes again is numbered, so that each is told apart.
-    """
-    names = []
+    """RateLimit-Policy of a set of limits, and the name of each; one that comes again is numbered."""
+    names, members = [], []
     for index, limit in enumerate(limits):
         again = sum(other.name == limit.name for other in limits[:index])
-        names.append(quoted(f"{limit.name}#{again + 1}" if again else limit.name))
-    members = [f"{name};q={limit.capacity};w={limit.refill_s}" for name, limit in zip(names, limits, strict=True)]
-    return ", ".join(members).encode(), tuple(name.encode() for name in names)
+        name = quoted(f"{limit.name}#{again + 1}" if again else limit.name).encode()
+        names.append(name)
+        members.append(b"%s;q=%d;w=%d" % (name, limit.capacity, limit.refill_s))
+    return b", ".join(members), tuple(names)
 
 
 def policy(limits: tuple[Limit, ...]) -> bytes:
@@ -44,13 +37,11 @@ def policy(limits: tuple[Limit, ...]) -> bytes:
 def draft(standings: Sequence[Standing]) -> Pairs:
     """RateLimit-Policy and RateLimit."""
     policies, names = _parts(tuple([standing.limit for standing in standings]))
-    state = b", ".join(
-        [
-            b"%s;r=%d;t=%d" % (name, standing.remaining, -(-standing.next_us // 1_000_000))
-            for name, standing in zip(names, standings)  # noqa: B905  equally long, and on every request
-        ]
-    )
-    return [(b"ratelimit-policy", policies), (b"ratelimit", state)]
+    members = [
+        b"%s;r=%d;t=%d" % (name, standing.remaining, -(-standing.next_us // 1_000_000))
+        for name, standing in zip(names, standings)  # noqa: B905  equally long, and on every request
+    ]
+    return [(b"ratelimit-policy", policies), (b"ratelimit", members[0] if len(members) == 1 else b", ".join(members))]
 
 
 def shown(standings: Sequence[Standing]) -> Standing:

@@ -144,6 +144,11 @@ class Limit:
         return tuple(found.values())
 
 
+def quoted(name: str) -> str:
+    """A structured-field string (RFC 9651)."""
+    return '"' + name.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
 def _read(part: str, text: str) -> tuple[int, int]:
     """(amount, window in seconds) of one limit. Raises InvalidLimit quoting the part that cannot be read."""
     match = _PART.fullmatch(part) if part.isascii() else None

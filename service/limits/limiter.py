@@ -120,7 +120,7 @@ class Limiter(slowapi.Limiter):
         self.on_refusal = on_refusal
         self.body_cap_bytes = body_cap_bytes
         self.storage_uri = storage_uri or self.get_app_config(C.STORAGE_URL) or redis_url_from_env() or "memory://"
-        self.engine = Engine(opener(self.storage_uri, storage_options), deadline_s)
+        self.engine = Engine(opener(self.storage_uri, storage_options, deadline_s), deadline_s)
         self._draft_headers = draft_headers
         self._slowapi_headers = headers.SlowapiHeaders(
             [

@@ -117,7 +117,7 @@ def _flatten(routes: Sequence[BaseRoute], prefix: str = "") -> Iterator[Place]:
             yield Place(f"{{host}}{route.host}", None, None, "mount", None, bool, route.matches)
         elif context.path is not None and isinstance(route, (Route, WebSocketRoute)):
             template = prefix + context.path
-            own = route.matches if type(route).matches not in _KNOWN_MATCHES and route in routes else None
+            special = type(route).matches not in _KNOWN_MATCHES and not prefix
             yield Place(
                 template,
                 context.endpoint,
@@ -125,8 +125,21 @@ def _flatten(routes: Sequence[BaseRoute], prefix: str = "") -> Iterator[Place]:
                 "websocket" if isinstance(route, WebSocketRoute) else "http",
                 _dependant(context),
                 template.__eq__ if "{" not in template else _regex(template).match,
-                own if not prefix else None,
+                _own_rule(context) if special else None,
             )
+
+
+def _own_rule(context: Any) -> Callable[[Scope], tuple[Match, Scope]]:
+    """A route's own `matches`, asked as FastAPI asks it: an included one sees the prefix it was included with."""
+    route, included = context.original_route, getattr(context, "_route_context", None)
+    if included is None:
+        return route.matches  # type: ignore[no-any-return]
+
+    def matches(scope: Scope) -> tuple[Match, Scope]:
+        inner = {**scope.get("fastapi", {}), "effective_route_context": included}
+        return route.matches({**scope, "fastapi": inner})  # type: ignore[no-any-return]
+
+    return matches
 
 
 def _dependant(context: Any) -> Any:

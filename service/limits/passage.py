@@ -5,7 +5,7 @@ The gate, the decorator's wrapper and the dependency share this; they differ onl
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from fastapi.exception_handlers import http_exception_handler
@@ -55,7 +55,7 @@ class Admission:
 
     __slots__ = ("by_gate", "charges", "decision", "plan", "rules", "settled")
 
-    def __init__(self, plan: Plan, rules: list[Rule], charges: list[Charge], decision: Decision | None) -> None:
+    def __init__(self, plan: Plan, rules: list[Rule], charges: Sequence[Charge], decision: Decision | None) -> None:
         self.plan = plan
         self.rules = rules
         self.charges = charges
@@ -94,20 +94,21 @@ async def admit(
         InvalidInput: A key or a cost is wrong; nothing was charged.
         StoreUnavailable: Nobody could decide.
     """
-    rules = plan.rules
+    rules, asked = plan.rules, None
     if plan.ready is None:
         rules, charges = await plan.charge(connection or _connection(scope, receive))
+        asked = Ask(charges) if charges else None
     elif plan.by_address:
-        charges = plan.charge_ready(limiter.addresses.of(scope))
+        asked = plan.ask_ready(limiter.addresses.of(scope))
     else:
-        charges = plan.charge_ready(
-            plan.key_func(connection or _connection(scope, receive)) if plan.key_takes else plan.key_func()
-        )
-    decision = await limiter.engine.decide(Ask(charges)) if charges else None
-    admission = Admission(plan, rules, charges, decision)
-    admissions(scope)[limiter] = admission
-    if decision is not None:
+        key = plan.key_func(connection or _connection(scope, receive)) if plan.key_takes else plan.key_func()
+        asked = plan.ask_ready(await key if hasattr(key, "__await__") else key)
+    if asked is None:
+        admission = Admission(plan, rules, (), None)
+    else:
+        admission = Admission(plan, rules, asked.charges, await limiter.engine.decide(asked))
         scope.setdefault("state", {})["view_rate_limit"] = admission
+    admissions(scope)[limiter] = admission
     return admission
 
 

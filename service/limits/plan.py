@@ -19,10 +19,11 @@ from starlette.requests import HTTPConnection
 from service.errors import ConfigurationError, InvalidInput, InvalidLimit, NoIdentity
 from service.limits import keys
 from service.limits.algorithms import ALGORITHMS
-from service.limits.decision import Charge
+from service.limits.decision import Ask, Charge
 from service.limits.identity import client_address
 from service.limits.limit import Limit
 
+MOST_KEPT = 4096
 APPLICATION = "app"
 UNMATCHED = "unmatched"
 """The scope all requests share that match no route."""
@@ -127,6 +128,7 @@ class Plan:
         by_address: It is `identity.client_address`, which needs only the ASGI scope.
         reads: A function gets the request, and may want to read the body.
         deducts: A charge may be given back when the response starts.
+        asked: What `ask_ready` has made, by key.
     """
 
     prefix: str
@@ -140,6 +142,7 @@ class Plan:
     by_address: bool = field(init=False)
     reads: bool = field(init=False)
     deducts: bool = field(init=False)
+    asked: dict[str, Ask] = field(init=False)
 
     def __post_init__(self) -> None:
         key_funcs = {rule.key_func for rule, _ in self.entries}
@@ -154,6 +157,7 @@ class Plan:
         object.__setattr__(self, "by_address", key_func is client_address)
         reads = not self.by_address and (ready is None or self.key_takes > 0)
         object.__setattr__(self, "reads", reads)
+        object.__setattr__(self, "asked", {})
         object.__setattr__(self, "deducts", any(rule.deduct_when is not None for rule, _ in self.entries))
 
     def _prepare(self) -> tuple[Ready, ...]:
@@ -169,11 +173,18 @@ class Plan:
                 found[tail] = Ready(rule, limit, head, tail, cost)
         return tuple(found.values())
 
-    def charge_ready(self, key: object) -> list[Charge]:
-        """The charges of a `ready` plan for one key. Raises NoIdentity."""
-        who = identity(key, self.key_func)
-        assert self.ready is not None
-        return [Charge(limit, head + who + tail, cost) for _, limit, head, tail, cost in self.ready]
+    def ask_ready(self, key: object) -> Ask:
+        """What a `ready` plan asks for one key; the last few thousand are kept. Raises NoIdentity."""
+        found = self.asked.get(key) if type(key) is str else None
+        if found is None:
+            who = identity(key, self.key_func)
+            assert self.ready is not None
+            found = Ask([Charge(limit, head + who + tail, cost) for _, limit, head, tail, cost in self.ready])
+            if type(key) is str:
+                if len(self.asked) >= MOST_KEPT:
+                    self.asked.clear()
+                self.asked[key] = found
+        return found
 
     async def charge(self, connection: HTTPConnection) -> tuple[list[Rule], list[Charge]]:
         """The charges of any plan, and the rule of each. Raises InvalidInput, InvalidLimit, NoIdentity."""

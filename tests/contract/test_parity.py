@@ -67,6 +67,9 @@ class Parity(RuleBasedStateMachine):
         self.made: list[tuple[Charge, int]] = []
         self.runner.run(self.client.flushall())
 
+    def teardown(self):
+        self.runner.run(self.redis.aclose())
+
     @initialize(found=st.lists(limits(), min_size=1, max_size=4))
     def some_limits(self, found):
         self.limits = found

@@ -19,8 +19,17 @@ from service.settings import parse_redis_url, redacted
 __all__ = ["MemoryStore", "Opener", "Store", "opener"]
 
 
-def opener(url: str, options: dict[str, Any] | None = None) -> Opener:
-    """A function that opens the store at `url` for the running event loop. Raises ConfigurationError."""
+def opener(url: str, options: dict[str, Any] | None = None, timeout_s: float = 1) -> Opener:
+    """A function that opens the store at `url` for the running event loop.
+
+    Args:
+        url: By the schemes above.
+        options: More arguments for redis-py's client.
+        timeout_s: Seconds one command may take, where no other deadline holds.
+
+    Raises:
+        ConfigurationError: The URL or an option cannot be meant.
+    """
     scheme = url.partition("://")[0].lower()
     if scheme in ("memory", "async+memory"):
         memory = MemoryStore()
@@ -29,4 +38,4 @@ def opener(url: str, options: dict[str, Any] | None = None) -> Opener:
         url = parse_redis_url(url)
     except ValueError as error:
         raise ConfigurationError(f"storage {redacted(url)}: {error}, or memory://") from None
-    return FakeServerOpener() if scheme == "fakeredis" else RedisOpener(url, options or {})
+    return FakeServerOpener() if scheme == "fakeredis" else RedisOpener(url, options or {}, timeout_s)

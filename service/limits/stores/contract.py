@@ -10,7 +10,7 @@ class Store(Protocol):
     """Counters somewhere. One store belongs to one event loop."""
 
     async def decide(self, asks: Sequence[Ask]) -> Sequence[int]:
-        """Decide a batch in order, in one step nobody can come between.
+        """Decide a batch in order, in one step nobody can come between. One batch at a time.
 
         Returns:
             Now (microseconds), then four integers per charge: remaining, reset_us, retry_us, next_us.

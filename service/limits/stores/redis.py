@@ -4,6 +4,8 @@ redis-py retries failed commands by default; a retried charge is a double charge
 thing replayed is NOSCRIPT, which says that nothing was run.
 """
 
+import hashlib
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,11 +17,14 @@ from redis.exceptions import NoScriptError, RedisError, ResponseError
 from service.errors import ConfigurationError, StoreUnavailable
 from service.limits import keys
 from service.limits.algorithms import script
-from service.limits.decision import GIVE_BACK, Ask
+from service.limits.decision import Ask
+
+IDLE_S = 0.5
+"""A connection that rested this long is looked at before it is used: the server may have closed it meanwhile."""
 
 
 class RedisStore:
-    """Counters in a Redis server.
+    """Counters in a Redis server, over one connection. Decides one batch at a time.
 
     Args:
         client: An asyncio client with retries off and no decoding of replies.
@@ -29,32 +34,59 @@ class RedisStore:
     def __init__(self, client: "redis.asyncio.Redis", clock: Callable[[], int] | None = None) -> None:
         self.client = client
         self.clock = clock
-        self._sha = ""
+        self._sha = hashlib.sha1(script().encode(), usedforsecurity=False).hexdigest()
+        self._connection: Any = None
+        self._used_s = 0.0
 
     async def decide(self, asks: Sequence[Ask]) -> Sequence[int]:
         names: list[bytes] = []
-        words: list[str] = []
-        for charges, kind, at_us in asks:
-            words.append(f"{kind} {len(charges)}" if kind != GIVE_BACK else f"{kind} {len(charges)} {at_us}")
-            for limit, key, cost in charges:
-                names.append(key)
-                words.append(f"{limit.words} {cost}")
+        for ask in asks:
+            names += ask.names
         now_us = self.clock() if self.clock else 0
+        call = ("EVALSHA", self._sha, len(names), *names, now_us, " ".join([ask.words for ask in asks]))
         try:
-            return await self._call(names, now_us, " ".join(words))
+            return await self._call(call)
         except ResponseError as error:
             raise StoreUnavailable(f"Redis refused: {error}") from error
         except (RedisError, OSError) as error:
             raise StoreUnavailable(f"Redis is away: {error}") from error
 
-    async def _call(self, names: Sequence[bytes], now_us: int, text: str) -> Sequence[int]:
-        if not self._sha:
-            self._sha = await self.client.script_load(script())
+    async def _call(self, call: tuple[Any, ...]) -> Sequence[int]:
+        connection = await self._connected()
         try:
-            return await self.client.evalsha(self._sha, len(names), *names, now_us, text)  # type: ignore[no-any-return]
-        except NoScriptError:
-            self._sha = await self.client.script_load(script())
-            return await self.client.evalsha(self._sha, len(names), *names, now_us, text)  # type: ignore[no-any-return]
+            await connection.send_command(*call)
+            try:
+                return await connection.read_response(disable_decoding=True)  # type: ignore[no-any-return]
+            except NoScriptError:  # nothing was run: the one thing that is sent again
+                await connection.send_command("SCRIPT", "LOAD", script())
+                await connection.read_response()
+                await connection.send_command(*call)
+                return await connection.read_response(disable_decoding=True)  # type: ignore[no-any-return]
+        except ResponseError:
+            raise
+        except BaseException:  # what comes next on this connection may answer what was given up
+            self._connection = None
+            await connection.disconnect(nowait=True)
+            raise
+
+    async def _connected(self) -> Any:
+        """The connection of this store: redis-py's, without its client, whose every call costs twice as much."""
+        now_s = time.monotonic()
+        connection = self._connection
+        if connection is not None and now_s - self._used_s > IDLE_S:
+            try:
+                stale = await connection.can_read_destructive()
+            except (RedisError, OSError):
+                stale = True
+            if stale:
+                self._connection = None
+                await connection.disconnect(nowait=True)
+        if self._connection is None:
+            connection = self.client.connection_pool.make_connection()  # type: ignore[no-untyped-call]
+            await connection.connect()
+            self._connection = connection
+        self._used_s = now_s
+        return self._connection
 
     async def ping(self) -> str:
         try:
@@ -75,6 +107,9 @@ class RedisStore:
         return found
 
     async def aclose(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            await connection.disconnect(nowait=True)
         await self.client.aclose()
 
 
@@ -84,13 +119,15 @@ class RedisOpener:
     Args:
         url: redis://, rediss:// or unix://.
         options: More arguments for redis-py's client, e.g. `{"ssl_ca_certs": "ca.pem"}`.
+        timeout_s: Seconds one command may take.
 
     Raises:
         ConfigurationError: The URL or an option makes no sense to redis-py.
     """
 
-    def __init__(self, url: str, options: dict[str, Any]) -> None:
+    def __init__(self, url: str, options: dict[str, Any], timeout_s: float) -> None:
         self._url = url
+        self._timeout_s = timeout_s
         self._options = {"max_connections": 8, **options}
         try:
             redis.asyncio.ConnectionPool.from_url(url, **self._settled()).make_connection()  # type: ignore[no-untyped-call]
@@ -102,8 +139,8 @@ class RedisOpener:
             **self._options,
             "retry": Retry(NoBackoff(), 0),
             "retry_on_error": [],
-            "socket_timeout": None,  # the engine's deadline bounds every call, connecting included
-            "socket_connect_timeout": None,
+            "socket_timeout": self._timeout_s,  # decisions have the engine's deadline; this bounds all else
+            "socket_connect_timeout": self._timeout_s,
         }
 
     def __call__(self) -> RedisStore:
