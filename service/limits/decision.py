@@ -103,6 +103,9 @@ class Decision(NamedTuple):
         return tuple(standing for standing in self.standings if standing.retry_us)
 
 
+_tuple = tuple.__new__
+
+
 def seconds(us: int) -> int:
     """Microseconds as whole seconds, rounded up: a caller who waits that long has waited enough."""
     return -(-us // 1_000_000)
@@ -111,10 +114,11 @@ def seconds(us: int) -> int:
 def read(ask: Ask, at_us: int, numbers: Sequence[int], start: int) -> Decision:
     """The decision in a store's flat answer: four integers a charge from `numbers[start]` on."""
     charges = ask.charges
-    if len(charges) == 1:
+    if len(charges) == 1:  # nearly every request has one limit; what it costs is paid on each
         remaining, reset_us, retry_us, next_us = numbers[start : start + 4]
         limit, _, cost = charges[0]
-        return Decision(not retry_us, at_us, (Standing(limit, cost, remaining, reset_us, retry_us, next_us),))
+        standing = _tuple(Standing, (limit, cost, remaining, reset_us, retry_us, next_us))
+        return _tuple(Decision, (retry_us == 0, at_us, (standing,)))
     standings = []
     allowed = True
     for limit, _key, cost in charges:

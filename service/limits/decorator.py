@@ -20,7 +20,7 @@ from starlette.websockets import WebSocket
 
 from service.errors import ConfigurationError, InvalidInput, StoreUnavailable
 from service.limits.decision import Decision
-from service.limits.passage import Admission, admissions, admit, deduct, fault, refusal
+from service.limits.passage import ADMITTED, Admission, admissions, admit, deduct, fault, refusal
 from service.limits.plan import Rule, is_coroutine
 
 if TYPE_CHECKING:
@@ -140,6 +140,7 @@ def wrap(limiter: "Limiter", func: Callable[..., Any]) -> Any:
     run = func if is_coroutine(func) else functools.partial(run_in_threadpool, func)
     at_connection, own_connection = _place_of(func, HTTPConnection, CONNECTION)
     at_response, own_response = _place_of(func, Response, RESPONSE)
+    keep_connection, keep_response = inner or own_connection, inner or own_response  # others want them too
     hidden = [
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=kind)
         for name, kind, own in (
@@ -151,14 +152,12 @@ def wrap(limiter: "Limiter", func: Callable[..., Any]) -> Any:
 
     @functools.wraps(func)
     async def limited(*args: Any, **kwargs: Any) -> Any:
-        connection = kwargs.get(at_connection)
-        slot = kwargs.get(at_response)
-        if not inner:  # another limiter's wrapper wants them too
-            kwargs.pop(CONNECTION, None)
-            kwargs.pop(RESPONSE, None)
+        connection = kwargs.get(at_connection) if keep_connection else kwargs.pop(CONNECTION, None)
+        slot = kwargs.get(at_response) if keep_response else kwargs.pop(RESPONSE, None)
         if connection is None:
             connection = _found(func, args, kwargs)
-        admission = admissions(connection.scope).get(limiter)
+        admitted = connection.scope.get(ADMITTED)
+        admission = admitted.get(limiter) if admitted else None
         if admission is None or innermost not in admission.plan.covered:
             admission = await _charge(limiter, innermost, limiter.rules_of(innermost), connection)
         if admission is None or admission.by_gate:

@@ -15,7 +15,6 @@ import contextvars
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
 from service.errors import InvalidInput, StoreUnavailable
@@ -47,10 +46,8 @@ class Counters:
     failures: int = 0
 
 
-class _Waiting(NamedTuple):
-    ask: Ask
-    answer: "asyncio.Future[Decision]"
-    due: float
+_Waiting = tuple[Ask, "asyncio.Future[Decision]", float]
+"""An ask, its answer, and the loop time at which it is due."""
 
 
 class Engine:
@@ -140,7 +137,7 @@ class _Lane:
         loop = self.loop
         answer = loop.create_future()
         due = loop.time() + self._deadline_s
-        self._queue.append(_Waiting(ask, answer, due))
+        self._queue.append((ask, answer, due))
         if not self._starting:
             self._starting = True
             loop.call_soon(self._start, context=self._context)
@@ -161,7 +158,7 @@ class _Lane:
                 self._counters.calls += 1
                 try:
                     async with asyncio.timeout(self._deadline_s):
-                        numbers = await self.store.decide([waiting.ask for waiting in batch])
+                        numbers = await self.store.decide([ask for ask, _, _ in batch])
                 except TimeoutError:
                     self._fail(batch, StoreUnavailable("the store did not answer in time"))
                 except StoreUnavailable as error:
@@ -182,10 +179,10 @@ class _Lane:
     def _take(self) -> list[_Waiting]:
         queue, batch, charges = self._queue, [], 0
         while queue:
-            if queue[0].answer.done():  # its caller has gone: nothing to charge
+            if queue[0][1].done():  # its caller has gone: nothing to charge
                 queue.popleft()
                 continue
-            charges += len(queue[0].ask.charges)
+            charges += len(queue[0][0].charges)
             if charges > MOST_CHARGES:
                 break
             batch.append(queue.popleft())
@@ -212,17 +209,17 @@ class _Lane:
     def _expire(self) -> None:
         """Tell those whose deadline has come; look again when the next one's comes."""
         now = self.loop.time()
-        while self._queue and (self._queue[0].due <= now or self._queue[0].answer.done()):
-            self._tell(self._queue.popleft())
-        for waiting in self._sent:
-            if waiting.due <= now:
-                self._tell(waiting)
-        open_ = [waiting.due for waiting in (*self._sent, *self._queue) if not waiting.answer.done()]
+        while self._queue and (self._queue[0][2] <= now or self._queue[0][1].done()):
+            self._tell(self._queue.popleft()[1])
+        for _, answer, due in self._sent:
+            if due <= now:
+                self._tell(answer)
+        open_ = [due for _, answer, due in (*self._sent, *self._queue) if not answer.done()]
         self._watch = self.loop.call_at(min(open_), self._expire, context=self._context) if open_ else None
 
-    def _tell(self, waiting: _Waiting) -> None:
-        if not waiting.answer.done():
-            waiting.answer.set_exception(StoreUnavailable("the store did not answer in time"))
+    def _tell(self, answer: "asyncio.Future[Decision]") -> None:
+        if not answer.done():
+            answer.set_exception(StoreUnavailable("the store did not answer in time"))
 
     def close_with_loop(self, forget: Callable[[], object]) -> None:
         """Close the store when the loop shuts its asynchronous generators down (`asyncio.run`, anyio, uvicorn do).

@@ -19,7 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from service.errors import ConfigurationError, InvalidInput, OnequotaError, StoreUnavailable
 from service.limits.match import METHODS, Place, Table
 from service.limits.passage import (
-    admissions,
+    ADMITTED,
     admit,
     answer_of,
     deduct,
@@ -33,8 +33,6 @@ from service.limits.plan import Plan
 
 if TYPE_CHECKING:
     from service.limits.limiter import Limiter
-
-_UNSEEN = object()
 
 
 class Gate:
@@ -50,22 +48,23 @@ class Gate:
         self._limiter = limiter
         self._table: Table | None = None
         self._size = -1
-        self._plans: dict[tuple[Place | None, str], Plan | object | None] = {}
+        self._plans: dict[tuple[Place | None, str], Plan | None] = {}
+        self._straight: dict[tuple[str, str], Plan | None] = {}  # by method and path, where no parameter decides
         self._inner_cors: CORSMiddleware | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         kind = scope["type"]
         if kind != "http" and kind != "websocket":
             if kind == "lifespan":
-                self._build(scope, self._limiter or _limiter_of(self._application(scope)))
+                app = scope.get("app", self.app)
+                self._build(app, self._limiter or _limiter_of(app))
             await self.app(scope, receive, send)
             return
-        limiter = self._limiter or _limiter_of(self._application(scope))
-        if not limiter.checks or limiter in admissions(scope):
-            await self.app(scope, receive, send)
-            return
-        plan = self._plan(scope, limiter)
-        if plan is None or limiter.filtered():
+        limiter = self._limiter or _limiter_of(scope.get("app", self.app))
+        plan = None
+        if limiter.checks and limiter not in scope.get(ADMITTED, ()) and not limiter.filtered():
+            plan = self._plan(scope, limiter)
+        if plan is None:
             await self.app(scope, receive, send)
             return
         if plan.reads and kind == "http":
@@ -93,27 +92,28 @@ class Gate:
             await deduct(limiter, admission, problem_response(500, "unhandled exception"))
             raise
 
-    def _application(self, scope: Scope) -> Any:
-        """The app whose routes count: the one this is a middleware of, or the one it was wrapped around."""
-        return scope.get("app", self.app)
-
     def _plan(self, scope: Scope, limiter: "Limiter") -> Plan | None:
-        if self._table is None or self._size != len(self._application(scope).router.routes):
-            self._build(scope, limiter)
+        app = scope.get("app", self.app)
+        if self._table is None or self._size != len(app.router.routes):
+            self._build(app, limiter)
+        method = scope.get("method", "")
+        straight = (method, scope["path"])
+        if straight in self._straight and not scope.get("root_path") and scope["type"] == "http":
+            return self._straight[straight]
         assert self._table is not None
         place = self._table.find(scope)
-        method = scope.get("method", "")
         if method == "OPTIONS" and _is_preflight(scope) and not (place and place.methods and method in place.methods):
             return None
         known = method if method in METHODS else ""
-        plan = self._plans.get((place, known), _UNSEEN)
-        if plan is _UNSEEN:
-            plan = self._plans[place, known] = limiter.plan_at(place, known)
-        return plan  # type: ignore[return-value]
+        if (place, known) not in self._plans:
+            self._plans[place, known] = limiter.plan_at(place, known)
+        plan = self._plans[place, known]
+        if self._table.is_literal(scope) and method != "OPTIONS":
+            self._straight[straight] = plan
+        return plan
 
-    def _build(self, scope: Scope, limiter: "Limiter") -> None:
+    def _build(self, app: Any, limiter: "Limiter") -> None:
         """Flatten the routes and see that every decorator among them is in force. Raises ConfigurationError."""
-        app = self._application(scope)
         limiter.check_deployment()
         size, table = len(app.router.routes), Table(app.router.routes)
         for place in table.places:
@@ -122,7 +122,12 @@ class Gate:
         for middleware in _chain(app.middleware_stack):
             if isinstance(middleware, CORSMiddleware):
                 _expose(middleware, limiter.exposed)
-        self._size, self._table, self._plans = size, table, {}  # last: what is refused is refused every time
+        self._size, self._table, self._plans, self._straight = (
+            size,
+            table,
+            {},
+            {},
+        )  # last: what is refused is refused every time
 
     async def _answer(self, response: Any, scope: Scope, receive: Receive, send: Send) -> None:
         cors = self._inner_cors

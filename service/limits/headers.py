@@ -37,11 +37,17 @@ def policy(limits: tuple[Limit, ...]) -> bytes:
 def draft(standings: Sequence[Standing]) -> Pairs:
     """RateLimit-Policy and RateLimit."""
     policies, names = _parts(tuple([standing.limit for standing in standings]))
+    if len(standings) == 1:
+        _, _, remaining, _, _, next_us = standings[0]
+        return [
+            (b"ratelimit-policy", policies),
+            (b"ratelimit", b"%s;r=%d;t=%d" % (names[0], remaining, -(-next_us // 1_000_000))),
+        ]
     members = [
-        b"%s;r=%d;t=%d" % (name, standing.remaining, -(-standing.next_us // 1_000_000))
-        for name, standing in zip(names, standings)  # noqa: B905  equally long, and on every request
+        b"%s;r=%d;t=%d" % (name, standing.remaining, seconds(standing.next_us))
+        for name, standing in zip(names, standings, strict=True)
     ]
-    return [(b"ratelimit-policy", policies), (b"ratelimit", members[0] if len(members) == 1 else b", ".join(members))]
+    return [(b"ratelimit-policy", policies), (b"ratelimit", b", ".join(members))]
 
 
 def shown(standings: Sequence[Standing]) -> Standing:
@@ -68,24 +74,32 @@ class SlowapiHeaders:
 
     def pairs(self, decision: Decision) -> Pairs:
         """The first three, for the limit that is `shown`."""
-        standing = shown(decision.standings)
-        return [
-            (self._limit, b"%d" % standing.limit.capacity),
-            (self._remaining, b"%d" % standing.remaining),
-            (self._reset, b"%d" % -(-(decision.at_us + standing.reset_us) // 1_000_000)),
-        ]
+        return self.all(decision)[:3]
 
     def retry(self, decision: Decision, existing: bytes | None = None) -> tuple[bytes, bytes]:
         """Retry-After: when refused, the honest wait; when allowed, until the quota is whole (slowapi's custom).
 
         A later `existing` one, which the application had set itself, stays.
         """
-        wait_s = decision.retry_after or seconds(shown(decision.standings).reset_us)
+        return self.all(decision, existing)[3]
+
+    def all(self, decision: Decision, existing: bytes | None = None) -> Pairs:
+        """All four."""
+        allowed, at_us, standings = decision
+        standing = standings[0] if len(standings) == 1 else shown(standings)
+        wait_s = -(-(standing.reset_us if allowed else decision.retry_us) // 1_000_000)
         if existing is not None:
-            wait_s = max(wait_s, read_retry(existing, decision.at_us / 1_000_000))
+            wait_s = max(wait_s, read_retry(existing, at_us / 1_000_000))
         if self._http_date:
-            return self._retry, formatdate(-(-decision.at_us // 1_000_000) + wait_s, usegmt=True).encode()
-        return self._retry, b"%d" % wait_s
+            wait = formatdate(-(-at_us // 1_000_000) + wait_s, usegmt=True).encode()
+        else:
+            wait = b"%d" % wait_s
+        return [
+            (self._limit, b"%d" % standing.limit.capacity),
+            (self._remaining, b"%d" % standing.remaining),
+            (self._reset, b"%d" % -(-(at_us + standing.reset_us) // 1_000_000)),
+            (self._retry, wait),
+        ]
 
 
 def read_retry(value: bytes, now_s: float) -> int:

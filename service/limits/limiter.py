@@ -450,8 +450,10 @@ class Limiter(slowapi.Limiter):
                     clash = True
                     if name == b"retry-after":
                         existing = value
-            new = self._slowapi_headers.pairs(decision) if self._headers_enabled else []
-            new.append(self._slowapi_headers.retry(decision, existing))
+            if self._headers_enabled:
+                new = self._slowapi_headers.all(decision, existing)
+            else:
+                new = [self._slowapi_headers.retry(decision, existing)]
             if not decision.allowed:
                 new.append((b"cache-control", b"no-store"))
             found = headers.replace(found, new) if clash else found + new
@@ -476,7 +478,7 @@ class Limiter(slowapi.Limiter):
         decision = getattr(current_limit, "decision", None)
         if self.enabled and self._headers_enabled and decision is not None:
             existing = response.headers.get("retry-after", "").encode() or None
-            new = [*self._slowapi_headers.pairs(decision), self._slowapi_headers.retry(decision, existing)]
+            new = self._slowapi_headers.all(decision, existing)
             response.raw_headers[:] = headers.replace(response.raw_headers, new)
         return response
 

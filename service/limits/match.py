@@ -98,6 +98,10 @@ class Table:
         except KeyError:
             return self._walk(kind, method, path, scope)
 
+    def is_literal(self, scope: Scope) -> bool:
+        """Whether the path alone decides, among finitely many: no parameter, no mounted prefix of a server."""
+        return not scope.get("root_path") and (scope["type"], scope.get("method", ""), scope["path"]) in self._literal
+
     def _walk(self, kind: str, method: str, path: str, scope: Scope) -> Place | None:
         for place in self._all.get(path[1:].partition("/")[0], self._rest):
             if place.takes(kind, method, path, scope):

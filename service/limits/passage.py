@@ -5,7 +5,7 @@ The gate, the decorator's wrapper and the dependency share this; they differ onl
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from fastapi.exception_handlers import http_exception_handler
@@ -108,7 +108,7 @@ async def admit(
     else:
         admission = Admission(plan, rules, asked.charges, await limiter.engine.decide(asked))
         scope.setdefault("state", {})["view_rate_limit"] = admission
-    admissions(scope)[limiter] = admission
+    scope.setdefault(ADMITTED, {})[limiter] = admission
     return admission
 
 
@@ -155,15 +155,23 @@ async def deduct(limiter: "Limiter", admission: Admission, response: Response) -
 def with_headers(limiter: "Limiter", admission: Admission, send: Send) -> Send:
     """`send`, writing the standing into the response's first message."""
 
-    async def send_with_headers(message: Message) -> None:
+    def send_with_headers(message: Message) -> Awaitable[None]:
         kind = message["type"]
         if kind == "http.response.start" or kind == "websocket.accept":
             if not admission.settled and kind == "http.response.start":
-                response = Response(status_code=message["status"])
-                response.raw_headers = list(message.get("headers", ()))
-                await deduct(limiter, admission, response)
-            if admission.decision is not None:
-                message["headers"] = limiter.write(message.get("headers", ()), admission.decision)
+                return settle_and_send(message)
+            write(message)
+        return send(message)
+
+    def write(message: Message) -> None:
+        if admission.decision is not None:
+            message["headers"] = limiter.write(message.get("headers", ()), admission.decision)
+
+    async def settle_and_send(message: Message) -> None:
+        response = Response(status_code=message["status"])
+        response.raw_headers[:] = message.get("headers", ())
+        await deduct(limiter, admission, response)
+        write(message)
         await send(message)
 
     return send_with_headers

@@ -10,7 +10,7 @@ NOW_US = 1_790_000_000_123_457
 
 
 def call(client, limit, cost, now_us, kind=0):
-    head = f"{kind} 1" if kind < 2 else f"{kind} 1 {now_us}"
+    head = f"1 {kind} 1" if kind < 2 else f"1 {kind} 1 {now_us}"
     return client.eval(script(), 1, "k", now_us, f"{head} {limit.words} {cost}")
 
 

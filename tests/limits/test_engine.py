@@ -243,7 +243,7 @@ async def test_a_redis_that_is_not_there_is_a_plain_error():
 
 async def test_a_lost_reply_is_never_sent_again(redis_server: RedisServer):
     """A proxy that passes the call on and drops the reply: charged once, told once, counted."""
-    cut = asyncio.Event()
+    cut, closed = asyncio.Event(), asyncio.Event()
 
     async def pipe(reader, writer, stop=None):
         while data := await reader.read(65536):
@@ -256,6 +256,10 @@ async def test_a_lost_reply_is_never_sent_again(redis_server: RedisServer):
     async def proxy(reader, writer):
         up_reader, up_writer = await asyncio.open_unix_connection(redis_server.socket)
         await asyncio.gather(pipe(reader, up_writer), pipe(up_reader, writer, cut), return_exceptions=True)
+        for end in (writer, up_writer):
+            end.close()
+            await asyncio.gather(end.wait_closed(), return_exceptions=True)
+        closed.set()
 
     server = await asyncio.start_server(proxy, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
@@ -267,8 +271,10 @@ async def test_a_lost_reply_is_never_sent_again(redis_server: RedisServer):
     cut.clear()
     assert (await engine.decide(ask())).standings[0].remaining == 7  # the lost one was charged once, not twice
     assert engine.counters.unsettled == 1
+    closed.clear()
     await engine.aclose()
     server.close()
+    await closed.wait()
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)

@@ -3,7 +3,8 @@
 -- KEYS     one per charge, in request order; a key may come again in a later request, never within one
 -- ARGV[1]  now, microseconds since the epoch, 16 digits; 0 = Redis' own clock (tests pass a clock of theirs)
 -- ARGV[2]  integers, one text:
---            {<kind> <n> [<at>] {<code> <capacity> <window_us> <a> <b> <aligned> <cost>}^n}*
+--            {<times> <kind> <n> [<at>] {<code> <capacity> <window_us> <a> <b> <aligned> <cost>}^n}*
+--            <times> requests in a row are alike but for their keys
 --            kind 0 charges, 1 looks, 2 gives back what was charged at <at> microseconds
 -- Returns  now, then per charge: remaining units, reset_us, retry_us, next_us (all >= 0)
 --            a request is allowed when every retry_us of it is 0
@@ -65,19 +66,16 @@ local function counter(key, raw, i)
   return s
 end
 
-local out, o = {now}, 1
-local i, k = 1, 0
-while i <= n do
-  local kind, count, at = a[i], a[i + 1], 0
-  i = i + 2
-  if kind == 2 then at = a[i]; i = i + 1 end
-  local passes, first = true, o
+local out, o, k = {now}, 1, 0
+
+local function request(kind, count, at, i)
+  local passes = true
   for j = 1, count do
-    local at_number = i + 7 * (j - 1)
-    local s = counter(KEYS[k + j], raws[k + j], at_number)
-    local retry = kind == 2 and 0 or s.alg.wait(s, a[at_number + 6])
+    local from = i + 7 * (j - 1)
+    local s = counter(KEYS[k + j], raws[k + j], from)
+    local retry = kind == 2 and 0 or s.alg.wait(s, a[from + 6])
     if retry > 0 then passes = false end
-    out[first + 4 * (j - 1) + 3] = retry
+    out[o + 4 * (j - 1) + 3] = retry
   end
   for j = 1, count do
     local s, cost = counters[KEYS[k + j]], a[i + 7 * (j - 1) + 6]
@@ -94,6 +92,14 @@ while i <= n do
     o = o + 4
   end
   k = k + count
+end
+
+local i = 1
+while i <= n do
+  local times, kind, count, at = a[i], a[i + 1], a[i + 2], 0
+  i = i + 3
+  if kind == 2 then at = a[i]; i = i + 1 end
+  for _ = 1, times do request(kind, count, at, i) end
   i = i + 7 * count
 end
 

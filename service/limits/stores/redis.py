@@ -40,10 +40,19 @@ class RedisStore:
 
     async def decide(self, asks: Sequence[Ask]) -> Sequence[int]:
         names: list[bytes] = []
+        runs: list[str] = []
+        words, times = "", 0
         for ask in asks:
             names += ask.names
+            if ask.words == words:
+                times += 1
+                continue
+            if times:
+                runs.append(f"{times} {words}")
+            words, times = ask.words, 1
+        runs.append(f"{times} {words}")
         now_us = self.clock() if self.clock else 0
-        call = ("EVALSHA", self._sha, len(names), *names, now_us, " ".join([ask.words for ask in asks]))
+        call = ("EVALSHA", self._sha, len(names), *names, now_us, " ".join(runs))
         try:
             return await self._call(call)
         except ResponseError as error:
