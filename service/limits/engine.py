@@ -179,13 +179,14 @@ class _Lane:
     def _take(self) -> list[_Waiting]:
         queue, batch, charges = self._queue, [], 0
         while queue:
-            if queue[0][1].done():  # its caller has gone: nothing to charge
-                queue.popleft()
+            waiting = queue.popleft()
+            if waiting[1].done():  # its caller has gone: nothing to charge
                 continue
-            charges += len(queue[0][0].charges)
+            charges += len(waiting[0].charges)
             if charges > MOST_CHARGES:
+                queue.appendleft(waiting)
                 break
-            batch.append(queue.popleft())
+            batch.append(waiting)
         return batch
 
     def _settle(self, batch: list[_Waiting], numbers: Sequence[int]) -> None:

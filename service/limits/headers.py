@@ -90,10 +90,9 @@ class SlowapiHeaders:
         wait_s = -(-(standing.reset_us if allowed else decision.retry_us) // 1_000_000)
         if existing is not None:
             wait_s = max(wait_s, read_retry(existing, at_us / 1_000_000))
+        wait = b"%d" % wait_s
         if self._http_date:
             wait = formatdate(-(-at_us // 1_000_000) + wait_s, usegmt=True).encode()
-        else:
-            wait = b"%d" % wait_s
         return [
             (self._limit, b"%d" % standing.limit.capacity),
             (self._remaining, b"%d" % standing.remaining),
