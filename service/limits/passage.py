@@ -159,22 +159,19 @@ def with_headers(limiter: "Limiter", admission: Admission, send: Send) -> Send:
         kind = message["type"]
         if kind == "http.response.start" or kind == "websocket.accept":
             if not admission.settled and kind == "http.response.start":
-                return settle_and_send(message)
-            write(message)
+                return _settle_and_send(limiter, admission, message, send)
+            if admission.decision is not None:
+                message["headers"] = limiter.write(message.get("headers", ()), admission.decision)
         return send(message)
 
-    def write(message: Message) -> None:
-        if admission.decision is not None:
-            message["headers"] = limiter.write(message.get("headers", ()), admission.decision)
-
-    async def settle_and_send(message: Message) -> None:
-        response = Response(status_code=message["status"])
-        response.raw_headers[:] = message.get("headers", ())
-        await deduct(limiter, admission, response)
-        write(message)
-        await send(message)
-
     return send_with_headers
+
+
+async def _settle_and_send(limiter: "Limiter", admission: Admission, message: Message, send: Send) -> None:
+    response = Response(status_code=message["status"])
+    response.raw_headers[:] = message.get("headers", ())
+    await deduct(limiter, admission, response)
+    await with_headers(limiter, admission, send)(message)
 
 
 async def refusal(limiter: "Limiter", admission: Admission, scope: Scope) -> Response:
