@@ -57,7 +57,9 @@ class Gate:
         if kind != "http" and kind != "websocket":
             if kind == "lifespan":
                 app = scope.get("app", self.app)
-                self._build(app, self._limiter or _limiter_of(app))
+                limiter = self._limiter or _limiter_of(app)
+                self._build(app, limiter)
+                await limiter.look_over()
             await self.app(scope, receive, send)
             return
         limiter = self._limiter or _limiter_of(scope.get("app", self.app))

@@ -5,6 +5,7 @@ The only file that names slowapi. Its base class reads the configuration (`RATEL
 What differs on purpose is listed in docs/slowapi.md.
 """
 
+import asyncio
 import functools
 import inspect
 from collections.abc import Awaitable, Callable, Generator, Sequence
@@ -18,7 +19,7 @@ from slowapi.wrappers import Limit as SlowapiLimit
 from starlette.requests import HTTPConnection
 from starlette.responses import Response
 
-from service.errors import ConfigurationError, InvalidInput
+from service.errors import ConfigurationError, InvalidInput, StoreUnavailable
 from service.limits import headers, keys
 from service.limits.algorithms import ALGORITHMS
 from service.limits.decision import CHARGE, LOOK, Ask, Charge, Decision
@@ -28,7 +29,7 @@ from service.limits.gate import Gate
 from service.limits.identity import Addresses, client_address
 from service.limits.limit import Limit, rate_limit_item
 from service.limits.match import METHODS, Place
-from service.limits.passage import handler_of
+from service.limits.passage import handler_of, log
 from service.limits.plan import UNMATCHED, Plan, Rule, ask, compose, outside
 from service.limits.stores import MemoryStore, opener
 from service.settings import redis_url_from_env, several_workers
@@ -300,6 +301,15 @@ class Limiter(slowapi.Limiter):
                 f"{several_workers()} workers would each count for themselves in memory://; "
                 "set REDIS_URL or storage_uri to a Redis they share"
             )
+
+    async def look_over(self) -> None:
+        """At start-up: log what in the store's configuration endangers counters. Redis may be away."""
+        try:
+            async with asyncio.timeout(self.engine.deadline_s):
+                for doubt in await self.engine.store().doubts():
+                    log.warning("store_doubtful reason=%s", doubt)
+        except (StoreUnavailable, TimeoutError) as error:
+            log.warning("store_unavailable error=%s", error or "no answer in time")
 
     def rules_of(self, func: Any) -> Sequence[Rule]:
         """What is declared on a function."""

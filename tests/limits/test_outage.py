@@ -260,8 +260,8 @@ def test_a_client_with_a_context_keeps_one_connection(redis_server):
     """One loop, one connection, however many requests."""
     app = limited_app(redis_server.url, deadline_s=5)
     with redis_server.client() as redis:
-        before = redis.info("stats")["total_connections_received"]
         with TestClient(app) as client:
+            before = redis.info("stats")["total_connections_received"]
             assert statuses(client, "/limited", 12) == [200] * 12
         assert redis.info("stats")["total_connections_received"] - before == 1
 
@@ -275,3 +275,23 @@ async def test_a_hundred_requests_at_once_need_no_hundred_connections(redis_serv
         assert len(redis.client_list()) <= 3
     assert app.state.limiter.engine.counters.calls <= 4
     await app.state.limiter.aclose()
+
+
+@pytest.mark.parametrize("policy", ["allkeys-lru", "volatile-ttl"])
+def test_a_redis_that_evicts_counters_is_warned_of_at_start_up(own_redis, caplog, policy):
+    """Under an eviction policy a full Redis forgets live counters: the log says so, and what to set."""
+    with own_redis.client() as admin:
+        admin.config_set("maxmemory-policy", policy)
+    with client_of(limited_app(own_redis.url)) as client:
+        assert client.get("/limited").status_code == 200
+    assert f"maxmemory-policy {policy}" in caplog.text
+    assert "noeviction" in caplog.text
+
+
+def test_a_redis_that_keeps_counters_is_not_warned_of(own_redis, caplog):
+    """noeviction, which the embedded Redis has and a Redis of one's own should."""
+    with own_redis.client() as admin:
+        admin.config_set("maxmemory-policy", "noeviction")
+    with client_of(limited_app(own_redis.url)):
+        pass
+    assert "maxmemory" not in caplog.text

@@ -22,6 +22,9 @@ class Store(Protocol):
     async def ping(self) -> str:
         """What answers, in words, e.g. "redis 7.0.15". Raises StoreUnavailable."""
 
+    async def doubts(self) -> list[str]:
+        """What in this store's configuration endangers counters, a sentence each. Raises StoreUnavailable."""
+
     async def forget(self, prefix: str, identity: str | None) -> int:
         """Drop the counters of one identity, or all under the prefix. Returns how many there were."""
 

@@ -12,6 +12,9 @@ class FakeStore(RedisStore):
     async def ping(self) -> str:
         return "fakeredis in this process, for development"
 
+    async def doubts(self) -> list[str]:
+        return []
+
 
 class FakeServerOpener:
     """Opens stores that share one fake server.

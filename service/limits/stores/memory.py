@@ -79,6 +79,9 @@ class MemoryStore:
     async def ping(self) -> str:
         return "memory of this process"
 
+    async def doubts(self) -> list[str]:
+        return []
+
     async def forget(self, prefix: str, identity: str | None) -> int:
         return self.forget_now(prefix, identity)
 

@@ -104,6 +104,24 @@ class RedisStore:
             raise StoreUnavailable(f"Redis is away: {error}") from error
         return f"redis {info.get('redis_version', '(unknown version)')}"
 
+    async def doubts(self) -> list[str]:
+        try:
+            found = await self.client.config_get("maxmemory-policy")
+        except ResponseError:  # a managed or restricted Redis does not tell
+            return []
+        except (RedisError, OSError) as error:
+            raise StoreUnavailable(f"Redis is away: {error}") from error
+        finally:
+            await self.client.aclose()  # asked once: no connection stays for it
+        policy = next(iter(found.values()), "noeviction")
+        policy = policy.decode() if isinstance(policy, bytes) else policy
+        if policy == "noeviction":
+            return []
+        return [
+            f"Redis evicts keys when its memory is full (maxmemory-policy {policy}): live counters would be "
+            "forgotten; give the limiter a Redis of its own with maxmemory-policy noeviction"
+        ]
+
     async def forget(self, prefix: str, identity: str | None) -> int:
         head, _ = keys.around(prefix, "", "")
         name = "*" if identity is None else keys.who(identity).decode() + "}*"
