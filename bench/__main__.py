@@ -1,0 +1,80 @@
+"""The commands. No logic: options in, a table or JSON out. Exit 1: a promise does not hold; 2: could not measure."""
+
+import contextlib
+import json
+from collections.abc import Iterator
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+from bench import exact, tax
+from bench.processes import Cpus, MissingError
+from bench.service import NotStartedError
+from service.limits.algorithms import ALGORITHMS
+
+app = typer.Typer(name="bench", add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+
+Json = Annotated[bool, typer.Option("--json", help="Figures as JSON.")]
+
+
+class Generator(StrEnum):
+    """What makes the load."""
+
+    AUTO = "auto"
+    WRK = "wrk"
+    BUNDLED = "bundled"
+
+
+@contextlib.contextmanager
+def _told() -> Iterator[None]:
+    """An expected error is one line and an exit status."""
+    try:
+        yield
+    except tax.InexactError as error:
+        typer.echo(f"bench: {error}", err=True)
+        raise typer.Exit(1) from None
+    except (MissingError, NotStartedError, exact.InconclusiveError, ValueError) as error:
+        typer.echo(f"bench: {error}", err=True)
+        raise typer.Exit(2) from None
+
+
+@app.command("tax")
+def _tax(
+    *,
+    rounds: Annotated[int, typer.Option(min=1, help="Interleaved rounds.")] = 9,
+    requests: Annotated[int, typer.Option(min=100, help="A server and round; with wrk about as many.")] = 6_000,
+    connections: Annotated[int, typer.Option(min=1, help="Kept alive.")] = 32,
+    generator: Annotated[Generator, typer.Option(help="auto: wrk if it is installed.")] = Generator.AUTO,
+    cpus: Annotated[Cpus, typer.Option(help="Of worker and Redis.")] = Cpus.APART,
+    as_json: Json = False,
+) -> None:
+    """CPU a request: no limiter, stock slowapi, ours."""
+    with_wrk = None if generator is Generator.AUTO else generator is Generator.WRK
+    with _told():
+        report = tax.measure(rounds=rounds, requests=requests, connections=connections, with_wrk=with_wrk, cpus=cpus)
+    typer.echo(json.dumps(report.data()) if as_json else report.text())
+
+
+@app.command("exact")
+def _exact(
+    *,
+    requests: Annotated[int, typer.Option(min=2, help="An algorithm.")] = 20_000,
+    limit: Annotated[int, typer.Option(min=1, help="Units; fewer than requests.")] = 5_000,
+    workers: Annotated[int, typer.Option(min=1, help="Processes of the service.")] = 8,
+    algorithm: Annotated[str, typer.Option(help=f"all, {', '.join(ALGORITHMS)}.")] = "all",
+    as_json: Json = False,
+) -> None:
+    """Many requests, one key, many processes: exactly the limit is admitted."""
+    if algorithm not in ("all", *ALGORITHMS):
+        raise typer.BadParameter(f'unknown algorithm "{algorithm}"; use all, {", ".join(ALGORITHMS)}')
+    names = list(ALGORITHMS) if algorithm == "all" else [algorithm]
+    with _told():
+        counts = exact.exact(requests=requests, limit=limit, workers=workers, algorithms=names)
+    typer.echo(json.dumps([c.data() for c in counts]) if as_json else "\n".join(c.text() for c in counts))
+    if not all(count.exact for count in counts):
+        raise typer.Exit(1)
+
+
+if __name__ == "__main__":
+    app(prog_name="python -m bench")
