@@ -94,7 +94,7 @@ def _run(
     ssl_ca_certs: File = None,
     as_json: Json = False,
 ) -> None:
-    """Any ASGI app, on the runner that never hangs up; REDIS_URL of the embedded Redis is exported to it."""
+    """Any ASGI app, on the same runner; REDIS_URL of the embedded Redis is exported to it."""
     aim = Target(
         app=target,
         factory=factory,

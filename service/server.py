@@ -34,7 +34,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
+import redis
 import uvicorn
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 from uvicorn.config import LOGGING_CONFIG, STARTUP_FAILURE
 from uvicorn.importer import ImportFromStringError, import_from_string
 from uvicorn.lifespan.on import LifespanOn
@@ -163,7 +166,8 @@ def serve(settings: Settings, target: Target, announce: Callable[[Banner], None]
     """Run `target` until it is told to stop (SIGINT, SIGTERM); then drain, and end the embedded Redis.
 
     Changes this process: its environment (where workers read their settings), import path, signal handlers.
-    `announce` is called once, when the port is taken and Redis answers.
+    `announce` is called once, when the port is taken and the embedded Redis answers; a Redis of yours that does not
+    is a warning, for it may come later.
 
     Raises:
         ConfigurationError: It cannot start as asked, or a worker could not.
@@ -178,11 +182,11 @@ def serve(settings: Settings, target: Target, announce: Callable[[Banner], None]
     signal.signal(signal.SIGTERM, _interrupt)
     with contextlib.suppress(KeyboardInterrupt), contextlib.ExitStack() as stack:
         listener = stack.enter_context(_listening(settings, target))
-        redis = stack.enter_context(_redis(settings, made))
-        workers = 1 if redis.warning else made.workers
-        settings = settings.model_copy(update={"redis_url": redis.url, "workers": workers})
+        store = stack.enter_context(_redis(settings, made))
+        workers = 1 if store.url == FAKE_REDIS else made.workers
+        settings = settings.model_copy(update={"redis_url": store.url, "workers": workers})
         os.environ.update(settings.as_environment())
-        announce(_banner(_where(listener, settings, target), redis, workers, made.reload, target.service))
+        announce(_banner(_where(listener, settings, target), store, workers, made.reload, target.service))
         _run(_config(settings, target, made.reload), listener)
 
 
@@ -203,23 +207,37 @@ class _Redis:
 def _redis(settings: Settings, made: Plan) -> Iterator[_Redis]:
     binary = find_binary() if made.embed else None
     if binary is not None:
-        with EmbeddedRedis(binary) as redis:
-            yield _Redis(redis.url, f"embedded {redis.version}, for development")
+        with EmbeddedRedis(binary) as embedded:
+            yield _Redis(embedded.url, f"embedded {embedded.version}, for development")
     elif made.embed:
         yield _Redis(FAKE_REDIS, "fakeredis, for development", _NO_BINARY)
     else:
         url = settings.redis_url
-        yield _Redis(url, redacted(url) if url is not None else None)
+        yield _Redis(url, redacted(url) if url is not None else None, _silence(url) if url else None)
 
 
-def _banner(where: str, redis: _Redis, workers: int, reload: bool, service: bool) -> Banner:
+def _silence(url: str) -> str | None:
+    """A sentence if the Redis at `url` does not answer within a second."""
+    if url == FAKE_REDIS:
+        return None
+    try:
+        with redis.Redis.from_url(
+            url, socket_timeout=1, socket_connect_timeout=1, retry=Retry(NoBackoff(), 0)
+        ) as client:
+            client.ping()
+    except (redis.RedisError, OSError) as error:
+        return f"{redacted(url)} does not answer ({error}); until it does, requests are answered with 503"
+    return None
+
+
+def _banner(where: str, store: _Redis, workers: int, reload: bool, service: bool) -> Banner:
     return Banner(
         url=where,
-        redis=redis.described,
+        redis=store.described,
         workers=workers,
         reload=reload,
         curl=_curl(where) if service else None,
-        warning=redis.warning,
+        warning=store.warning,
     )
 
 

@@ -1,8 +1,9 @@
 """A small chat API, limited per user: what a backend looks like with onequota's decorators.
 
-    REDIS_URL=redis://localhost:6379 onequota run examples.chat.app:app --workers 4
+    onequota run examples.chat.app:app --workers 4
 
-Without REDIS_URL the counters live in this process, which is fine for one worker.
+Without REDIS_URL the runner starts a Redis for development; under another server the counters then live in the
+process, which is refused for more than one worker.
 """
 
 import asyncio

@@ -57,8 +57,13 @@ class Gate:
         if kind != "http" and kind != "websocket":
             if kind == "lifespan":
                 app = scope.get("app", self.app)
-                limiter = self._limiter or _limiter_of(app)
-                self._build(app, limiter)
+                try:
+                    limiter = self._limiter or _limiter_of(app)
+                    self._build(app, limiter)
+                except ConfigurationError as error:  # said in the protocol's words, or the server starts without us
+                    await receive()
+                    await send({"type": "lifespan.startup.failed", "message": str(error)})
+                    raise
                 await limiter.look_over()
             await self.app(scope, receive, send)
             return

@@ -483,6 +483,11 @@ class Limiter(slowapi.Limiter):
         """The app's own handler for refusals: for status 429, for RateLimitExceeded, or for every HTTPException."""
         return handler_of(app, 429, RateLimitExceeded)
 
+    @property
+    def limiter(self) -> NoReturn:
+        """slowapi's blocking strategy, whose storage is never written: asking it would answer nonsense."""
+        raise ConfigurationError("limiter.limiter is not used here; ask await limiter.check(key, limits, peek=True)")
+
     def _inject_headers(self, response: Response, current_limit: Any) -> Response:
         """slowapi's hook, called by `_rate_limit_exceeded_handler`: no I/O, the standing is known."""
         decision = getattr(current_limit, "decision", None)

@@ -3,8 +3,12 @@
     # conftest.py
     pytest_plugins = ["service.limits.testing"]
 
-    # test_chat.py
-    def test_a_spent_quota_is_told(onequota, client):
+    # test_chat.py; starlette's TestClient needs httpx2
+    from fastapi.testclient import TestClient
+    from chat import app
+
+    def test_a_spent_quota_is_told(onequota):
+        client = TestClient(app, headers={"x-user": "alice"})
         onequota.attach(app)                       # fakeredis behind app.state.limiter, until the test ends
         onequota.exhaust("alice")
         wait_s = onequota.assert_limited(client.post("/chat"))

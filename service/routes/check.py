@@ -154,6 +154,8 @@ def _named(detail: ErrorDetails) -> InvalidInput:
     field = ""
     for part in detail["loc"]:
         field += f"[{part}]" if isinstance(part, int) else f".{part}" if field else part
+    if detail["type"] == "too_long" and field == "checks":
+        return InvalidInput(field, f"at most {MOST_CHECKS} at once, not {detail['ctx']['actual_length']}")
     return InvalidInput(field or "body", detail["msg"].removeprefix("Value error, "))
 
 
@@ -186,6 +188,23 @@ def _schemas() -> dict[str, Any]:
     return {"oneOf": [one, many]}
 
 
+def _object(**properties: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "object", "required": list(properties), "properties": properties}
+
+
+_NUMBER = {"type": "integer", "minimum": 0}
+_ANSWER = _object(
+    allowed={"type": "boolean"},
+    retry_after={"type": ["integer", "null"], "minimum": 1},
+    limits={
+        "type": "array",
+        "items": _object(
+            name={"type": "string"}, limit=_NUMBER, window=_NUMBER, remaining=_NUMBER, reset_after=_NUMBER
+        ),
+    },
+)
+_ANSWERS = {"oneOf": [_ANSWER, _object(results={"type": "array", "items": _ANSWER})]}
+
 _QUESTION = {"key": "alice", "limits": "10/minute;200/hour"}
 OPENAPI: dict[str, Any] = {
     "requestBody": {
@@ -201,7 +220,7 @@ OPENAPI: dict[str, Any] = {
     "responses": {
         "200": {
             "description": "The answer, allowed or not; for many, one result each, in order",
-            "content": _content({"type": "object"}, allowed=_ONE, refused=_REFUSED, many={"results": [_ONE, _REFUSED]}),
+            "content": _content(_ANSWERS, allowed=_ONE, refused=_REFUSED, many={"results": [_ONE, _REFUSED]}),
         },
         "400": {"description": "Not JSON", **_PROBLEM},
         "413": {"description": "Body too large", **_PROBLEM},
