@@ -195,6 +195,10 @@ def test_the_examples_of_the_description_are_true(client):
         shown = response.json()
         for answer in shown.get("results", [shown]):
             assert set(answer) == {"allowed", "retry_after", "limits"}
+    answers = description["paths"]["/v1/check"]["post"]["responses"]["200"]["content"]["application/json"]
+    for example in answers["examples"].values():
+        for answer in example["value"].get("results", [example["value"]]):
+            assert set(answer) == {"allowed", "retry_after", "limits"}
 
 
 def test_the_python_check_and_the_http_check_share_one_counter(redis_server):
