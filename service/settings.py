@@ -275,6 +275,12 @@ def redis_url_from_env() -> str | None:
         raise ConfigurationError(f"REDIS_URL={_quoted(redacted(value) if value else '')}: {error}") from None
 
 
+def trusted_proxies_from_env() -> tuple[str, ...]:
+    """ONEQUOTA_TRUSTED_PROXIES, split; what is no network is refused by whoever believes them."""
+    value = os.environ.get(f"{PREFIX}TRUSTED_PROXIES", "")
+    return tuple(item.strip() for item in value.split(",") if item.strip())
+
+
 def default_workers() -> int:
     """Workers of a server that was told nothing: one a core; two on one core, so that one can be replaced."""
     return max(2, usable_cores())
@@ -323,7 +329,8 @@ def several_workers() -> int | None:
     command line (Linux; uvicorn, gunicorn, hypercorn, fastapi), else WEB_CONCURRENCY, which that overrules.
     """
     ours = _counted(os.environ.get(f"{PREFIX}WORKERS"))
-    return ours or _told(_parent_command()) or _counted(os.environ.get("WEB_CONCURRENCY"))
+    told = _told(_parent_command()) or _told(["gunicorn", *os.environ.get("GUNICORN_CMD_ARGS", "").split()])
+    return ours or told or _counted(os.environ.get("UVICORN_WORKERS")) or _counted(os.environ.get("WEB_CONCURRENCY"))
 
 
 def _counted(value: str | None) -> int | None:

@@ -5,16 +5,17 @@ themselves: after the body was read and validated, before the function runs. Fas
 through parameters that the function itself never sees, so it needs no `request` of its own.
 """
 
+import contextlib
 import copy
 import functools
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, cast, get_args, get_origin
 
+from anyio import from_thread
 from fastapi import Depends
-from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException, WebSocketException
-from starlette.requests import HTTPConnection, Request
+from starlette.requests import ClientDisconnect, HTTPConnection, Request
 from starlette.responses import Response
 from starlette.websockets import WebSocket
 
@@ -76,6 +77,8 @@ async def _charge(
         admission = await admit(limiter, plan, scope, connection=connection)
     except (StoreUnavailable, InvalidInput) as error:
         raise _answer(fault(error), connection) from error
+    except ClientDisconnect:
+        raise _answer(Response(status_code=400), connection) from None  # nobody reads it
     admission.by_gate = False
     if admission.refused:
         raise _answer(await refusal(limiter, admission, scope), connection)
@@ -131,83 +134,120 @@ def named(func: Any) -> str:
     return f"{getattr(func, '__module__', '')}:{getattr(func, '__qualname__', type(func).__qualname__)}"
 
 
-def wrap(limiter: "Limiter", func: Callable[..., Any]) -> Any:
-    """The function, charged first unless the gate has done so; always a coroutine function or a generator one."""
+class Again:
+    """A function that is decorated once more, for another route: rules of its own under the same name."""
+
+    def __init__(self, func: Any) -> None:
+        self.__module__ = getattr(func, "__module__", "")
+        self.__qualname__ = getattr(func, "__qualname__", type(func).__qualname__)
+
+
+def wrap(limiter: "Limiter", func: Callable[..., Any], key: Any) -> Any:
+    """The function, charged first unless the gate has done so; of the same kind as the function.
+
+    Args:
+        limiter: Whose limits.
+        func: What is decorated.
+        key: What the limiter knows it as.
+    """
     innermost = layers(func)[-1]
     if inspect.isgeneratorfunction(innermost) or inspect.isasyncgenfunction(innermost):
-        return _stream(limiter, func, innermost)
+        return _stream(limiter, func, key)
     inner = any(hasattr(layer, MARK) for layer in layers(func))
-    run = func if is_coroutine(func) else functools.partial(run_in_threadpool, func)
     at_connection, own_connection = _place_of(func, HTTPConnection, CONNECTION)
     at_response, own_response = _place_of(func, Response, RESPONSE)
     keep_connection, keep_response = inner or own_connection, inner or own_response  # others want them too
-    hidden = [
-        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=kind)
-        for name, kind, own in (
-            (CONNECTION, HTTPConnection, own_connection),
-            (RESPONSE, Response, own_response),
-        )
-        if not own
-    ]
 
-    @functools.wraps(func)
-    async def limited(*args: Any, **kwargs: Any) -> Any:
+    def passed(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[HTTPConnection, Response | None]:
         connection = kwargs.get(at_connection) if keep_connection else kwargs.pop(CONNECTION, None)
         slot = kwargs.get(at_response) if keep_response else kwargs.pop(RESPONSE, None)
-        if connection is None:
-            connection = _found(func, args, kwargs)
-        admitted = connection.scope.get(ADMITTED)
-        admission = admitted.get(limiter) if admitted else None
-        if admission is None or innermost not in admission.plan.covered:
-            admission = await _charge(limiter, innermost, limiter.rules_of(innermost), connection)
-        if admission is None or admission.by_gate:
-            return await run(*args, **kwargs)
-        status = getattr(connection.scope.get("route"), "status_code", None) or 200
-        return await _finish(limiter, admission, functools.partial(run, *args, **kwargs), slot, status)
+        return _found(func, args, kwargs) if connection is None else connection, slot
 
-    return _mark(limiter, func, innermost, limited, hidden)
+    def admitted(connection: HTTPConnection) -> Admission | None:
+        known = connection.scope.get(ADMITTED)
+        found = known.get(limiter) if known else None
+        return found if found is not None and key in found.plan.covered else None
+
+    if is_coroutine(func) or is_coroutine(innermost):
+
+        @functools.wraps(func)
+        async def limited(*args: Any, **kwargs: Any) -> Any:
+            connection, slot = passed(args, kwargs)
+            admission = admitted(connection) or await _charge(limiter, key, limiter.rules_of(key), connection)
+            if admission is None or admission.by_gate:
+                return await func(*args, **kwargs)
+            try:
+                answer = await func(*args, **kwargs)
+            except HTTPException as error:
+                raise await _told(limiter, admission, error) from error.__cause__
+            await _finish(limiter, admission, answer, slot, connection)
+            return answer
+
+    else:
+
+        @functools.wraps(func)
+        def limited(*args: Any, **kwargs: Any) -> Any:  # in a thread: frameworks call plain functions there
+            connection, slot = passed(args, kwargs)
+            admission = admitted(connection) or from_thread.run(
+                _charge, limiter, key, limiter.rules_of(key), connection
+            )
+            if admission is None or admission.by_gate:
+                return func(*args, **kwargs)
+            try:
+                answer = func(*args, **kwargs)
+            except HTTPException as error:
+                raise from_thread.run(_told, limiter, admission, error) from error.__cause__
+            from_thread.run(_finish, limiter, admission, answer, slot, connection)
+            return answer
+
+    hidden = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=kind)
+        for name, kind, own in ((CONNECTION, HTTPConnection, own_connection), (RESPONSE, Response, own_response))
+        if not own
+    ]
+    return _mark(limiter, func, key, limited, hidden)
 
 
 def _place_of(func: Any, kind: type, hidden: str) -> tuple[str, bool]:
     """The parameter FastAPI fills with a `kind`, and whether it is the function's own: it fills only one of each."""
-    try:
-        signature = inspect.signature(func, eval_str=True)
-    except Exception:  # an annotation that cannot be resolved here: go by its last word
-        signature = inspect.signature(func)
-    for name, parameter in signature.parameters.items():
+    names = getattr(layers(func)[-1], "__globals__", {})
+    for name, parameter in inspect.signature(func).parameters.items():
         found = parameter.annotation
+        if isinstance(found, str):
+            with contextlib.suppress(Exception):  # not to be resolved here: go by its name
+                found = eval(found, names)
         found = get_args(found)[0] if get_origin(found) is Annotated else found
         if inspect.isclass(found):
             is_own = issubclass(found, kind) and not issubclass(found, (Request, WebSocket))
         else:
-            is_own = isinstance(found, str) and found.rstrip("]").endswith(kind.__name__)
+            is_own = isinstance(found, str) and found.rpartition(".")[2] == kind.__name__
         if is_own and name != hidden:
             return name, True
     return hidden, False
 
 
+async def _told(limiter: "Limiter", admission: Admission, error: HTTPException) -> HTTPException:
+    """The error a function raised, carrying the standing."""
+    response = Response(status_code=error.status_code, headers=error.headers)
+    await deduct(limiter, admission, response)
+    _write(limiter, admission, response)
+    told = copy.copy(error)  # the app may raise one and the same exception again and again
+    told.headers = {name: value for name, value in response.headers.items() if name != "content-length"}
+    return told
+
+
 async def _finish(
-    limiter: "Limiter", admission: Admission, run: Callable[[], Any], slot: Response | None, status: int
-) -> Any:
-    """Run the function and see that the standing stands on its response, also on an error it raises."""
-    try:
-        answer = await run()
-    except HTTPException as error:
-        response = Response(status_code=error.status_code, headers=error.headers)
-        await deduct(limiter, admission, response)
-        _write(limiter, admission, response)
-        told = copy.copy(error)  # the app may raise one and the same exception again and again
-        told.headers = {name: value for name, value in response.headers.items() if name != "content-length"}
-        raise told from error.__cause__
-    except Exception:
-        await deduct(limiter, admission, Response(status_code=500))
-        raise
+    limiter: "Limiter", admission: Admission, answer: Any, slot: Response | None, connection: HTTPConnection
+) -> None:
+    """The function has answered: settle what depends on that, and see that the standing stands on the response.
+
+    An error that is no HTTPException comes never here: which status it becomes is not known yet, so it stays charged.
+    """
     target = answer if isinstance(answer, Response) else slot
-    if target is not None:
-        seen = target if target.status_code else Response(status_code=status)
-        await deduct(limiter, admission, seen)
+    if isinstance(target, Response):
+        status = target.status_code or getattr(connection.scope.get("route"), "status_code", None) or 200
+        await deduct(limiter, admission, target if target.status_code else Response(status_code=status))
         _write(limiter, admission, target)
-    return answer
 
 
 def _write(limiter: "Limiter", admission: Admission, response: Response) -> None:
@@ -215,12 +255,12 @@ def _write(limiter: "Limiter", admission: Admission, response: Response) -> None
         response.raw_headers[:] = limiter.write(response.raw_headers, admission.decision)
 
 
-def _stream(limiter: "Limiter", func: Any, innermost: Any) -> Any:
+def _stream(limiter: "Limiter", func: Any, key: Any) -> Any:
     """A generator's body runs after its response has started, so it is charged as a dependency instead."""
 
     async def charged(connection: HTTPConnection, response: Response) -> None:
-        rules = limiter.rules_of(innermost)
-        admission = await _charge(limiter, innermost, rules, connection, sees_response=False)
+        rules = limiter.rules_of(key)
+        admission = await _charge(limiter, key, rules, connection, sees_response=False)
         if admission is not None and not admission.by_gate:
             _write(limiter, admission, response)
 
@@ -231,16 +271,15 @@ def _stream(limiter: "Limiter", func: Any, innermost: Any) -> Any:
 
     name = f"{CONNECTION}_{sum(hasattr(layer, MARK) for layer in layers(func))}"
     hidden = inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=Any, default=Depends(charged))
-    return _mark(limiter, func, innermost, limited, [hidden])
+    return _mark(limiter, func, key, limited, [hidden])
 
 
-def _mark(limiter: "Limiter", func: Any, innermost: Any, wrapper: Any, hidden: Sequence[inspect.Parameter] = ()) -> Any:
-    hidden = wrapper.__dict__.pop("__hidden__", hidden)
+def _mark(limiter: "Limiter", func: Any, key: Any, wrapper: Any, hidden: Sequence[inspect.Parameter]) -> Any:
     signature = inspect.signature(func)
     known = [p for p in signature.parameters.values() if p.name not in (CONNECTION, RESPONSE)]
     at = next((i for i, p in enumerate(known) if p.kind is p.VAR_KEYWORD), len(known))
     wrapper.__signature__ = signature.replace(parameters=[*known[:at], *hidden, *known[at:]])
-    setattr(wrapper, MARK, {**getattr(func, MARK, {}), limiter: innermost})
+    setattr(wrapper, MARK, {**getattr(func, MARK, {}), limiter: key})
     return cast(Any, wrapper)
 
 

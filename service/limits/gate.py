@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.errors import ConfigurationError, InvalidInput, OnequotaError, StoreUnavailable
@@ -81,6 +82,8 @@ class Gate:
         except (StoreUnavailable, InvalidInput) as error:
             await self._answer(fault(error), scope, receive, send)
             return
+        except ClientDisconnect:  # hung up while a function read the body
+            return
         except HTTPException as error:
             await self._answer(await answer_of(error, scope), scope, receive, send)
             return
@@ -109,7 +112,7 @@ class Gate:
             return self._straight[straight]
         assert self._table is not None
         place = self._table.find(scope)
-        if method == "OPTIONS" and _is_preflight(scope) and not (place and place.methods and method in place.methods):
+        if method == "OPTIONS" and _is_preflight(scope) and not (place and place.answers_options):
             return None
         known = method if method in METHODS else ""
         if (place, known) not in self._plans:
@@ -123,8 +126,11 @@ class Gate:
         """Flatten the routes and see that every decorator among them is in force. Raises ConfigurationError."""
         limiter.check_deployment()
         size, table = len(app.router.routes), Table(app.router.routes)
+        plans: dict[tuple[Place | None, str], Plan | None] = {}
         for place in table.places:
             limiter.check_place(place)
+            for method in [""] if place.kind == "websocket" else place.methods or METHODS:
+                plans[place, method] = limiter.plan_at(place, method)
         self._inner_cors = next((m for m in _chain(self.app) if isinstance(m, CORSMiddleware)), None)
         for middleware in _chain(app.middleware_stack):
             if isinstance(middleware, CORSMiddleware):

@@ -17,6 +17,9 @@ from starlette.types import Scope
 
 from service.errors import ConfigurationError
 
+ADDRESSES = "onequota.addresses"
+"""Where an ASGI scope keeps the `Addresses` of the limiter that is at work."""
+
 NOBODY = "local"
 """The identity of a peer without an address: a unix socket, a test."""
 
@@ -69,9 +72,11 @@ class Addresses:
 
 
 def client_address(request: HTTPConnection) -> str:
-    """Key function: the client's address, proxies taken from the app's `Limiter(trusted_proxies=...)`."""
-    state = getattr(request.scope.get("app"), "state", None)
-    addresses = getattr(getattr(state, "limiter", None), "addresses", None)
+    """Key function: the client's address, seen from behind `Limiter(trusted_proxies=...)`."""
+    addresses = request.scope.get(ADDRESSES)
+    if addresses is None:  # asked outside of a limiter's work
+        state = getattr(request.scope.get("app"), "state", None)
+        addresses = getattr(getattr(state, "limiter", None), "addresses", None)
     return (addresses if isinstance(addresses, Addresses) else _UNTRUSTING).of(request.scope)
 
 

@@ -8,6 +8,7 @@ What differs on purpose is listed in docs/slowapi.md.
 import asyncio
 import functools
 import inspect
+import multiprocessing
 from collections.abc import Awaitable, Callable, Generator, Sequence
 from typing import Any, NoReturn, ParamSpec, TypeVar
 
@@ -23,7 +24,7 @@ from service.errors import ConfigurationError, InvalidInput, StoreUnavailable
 from service.limits import headers, keys
 from service.limits.algorithms import ALGORITHMS
 from service.limits.decision import CHARGE, LOOK, Ask, Charge, Decision
-from service.limits.decorator import Quota, layers, named, original, quotas, wrap, wraps
+from service.limits.decorator import Again, Quota, layers, named, original, quotas, wrap, wraps
 from service.limits.engine import DEADLINE_S, Engine
 from service.limits.gate import Gate
 from service.limits.identity import Addresses, client_address
@@ -32,7 +33,7 @@ from service.limits.match import METHODS, Place
 from service.limits.passage import handler_of, log
 from service.limits.plan import UNMATCHED, Plan, Rule, ask, compose, outside
 from service.limits.stores import MemoryStore, opener
-from service.settings import redis_url_from_env, several_workers
+from service.settings import redis_url_from_env, several_workers, trusted_proxies_from_env
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -55,7 +56,8 @@ class Limiter(slowapi.Limiter):
         storage_options: More arguments for redis-py's client.
         headers_enabled: Write X-RateLimit-* and, on every answer, Retry-After, as slowapi does.
         draft_headers: Write RateLimit and RateLimit-Policy (draft-ietf-httpapi-ratelimit-headers-10).
-        trusted_proxies: Networks whose X-Forwarded-For is believed by `identity.client_address`.
+        trusted_proxies: Networks whose X-Forwarded-For is believed by `identity.client_address`; None reads
+            ONEQUOTA_TRUSTED_PROXIES.
         on_refusal: A function of (request, decision), also a coroutine function; a Response it returns is the
             answer to the refused request, None leaves it to the registered handler or to problem+json.
         on_outage: What is answered while the store is away; this version knows "deny": 503 with Retry-After.
@@ -89,7 +91,7 @@ class Limiter(slowapi.Limiter):
         key_style: str = "url",
         *,
         draft_headers: bool = True,
-        trusted_proxies: Sequence[str] = (),
+        trusted_proxies: Sequence[str] | None = None,
         on_refusal: Callable[..., Any] | None = None,
         on_outage: str = "deny",
         deadline_s: float = DEADLINE_S,
@@ -117,7 +119,7 @@ class Limiter(slowapi.Limiter):
         self.strategy = strategy or self.get_app_config(C.STRATEGY) or "fixed-window"
         if self.strategy not in ALGORITHMS:
             raise ConfigurationError(f'unknown strategy "{self.strategy}"; use {", ".join(ALGORITHMS)}')
-        self.addresses = Addresses(trusted_proxies)
+        self.addresses = Addresses(trusted_proxies_from_env() if trusted_proxies is None else trusted_proxies)
         self.on_refusal = on_refusal
         self.body_cap_bytes = body_cap_bytes
         self.storage_uri = storage_uri or self.get_app_config(C.STORAGE_URL) or redis_url_from_env() or "memory://"
@@ -132,6 +134,7 @@ class Limiter(slowapi.Limiter):
         )
         self._written = frozenset([b"cache-control", *(n.lower().encode() for n in self._slowapi_headers.names)])
         self._rules: dict[Any, list[Rule]] = {}
+        self._warned = False
         self._exempt: set[Any] = set()
         self._same_named: dict[str, list[Any]] = {}
         self._here: dict[tuple[Any, str, str, bool], Plan | None] = {}
@@ -260,10 +263,16 @@ class Limiter(slowapi.Limiter):
         def decorate(func: Callable[P, R]) -> Callable[P, R]:
             if inspect.isclass(func) or not callable(func):
                 raise ConfigurationError(f"{func!r}: decorate the functions or methods that handle requests")
-            innermost = original(self, func)
-            self._rules.setdefault(innermost, []).append(self._rule(limit_value, origin=named(innermost), **more))
-            self._ordinal(innermost)
-            return func if wraps(self, func) else wrap(self, func)
+            key = original(self, func)
+            if wraps(self, func):
+                wrapped = func
+            else:
+                if key in self._rules:  # this very function, for another route
+                    key = Again(key)
+                wrapped = wrap(self, func, key)
+            self._rules.setdefault(key, []).append(self._rule(limit_value, origin=named(key), **more))
+            self._ordinal(key)
+            return wrapped
 
         return decorate
 
@@ -296,7 +305,15 @@ class Limiter(slowapi.Limiter):
 
     def check_deployment(self) -> None:
         """Raises ConfigurationError if several workers would each count for themselves."""
-        if self.storage_uri.startswith(("memory://", "async+memory://")) and (several_workers() or 1) > 1:
+        if not self.storage_uri.startswith(("memory://", "async+memory://")):
+            return
+        if several_workers() is None and multiprocessing.parent_process() is not None and not self._warned:
+            self._warned = True
+            log.warning(
+                "memory_storage reason=this process was started by another; if it is one of several workers, "
+                "each counts for itself: set REDIS_URL"
+            )
+        if (several_workers() or 1) > 1:
             raise ConfigurationError(
                 f"{several_workers()} workers would each count for themselves in memory://; "
                 "set REDIS_URL or storage_uri to a Redis they share"
@@ -357,7 +374,7 @@ class Limiter(slowapi.Limiter):
         if cached not in self._here:
             self.check_deployment()
             endpoint = scope.get("endpoint")
-            func = key if endpoint is None or inspect.isfunction(key) else endpoint
+            func = endpoint if isinstance(key, Quota) and endpoint is not None else key
             if not self._exempt.isdisjoint(layers(func)):
                 self._here[cached] = None
             else:

@@ -27,6 +27,7 @@ from service.errors import (
 )
 from service.limits import headers
 from service.limits.decision import GIVE_BACK, Ask, Charge, Decision
+from service.limits.identity import ADDRESSES
 from service.limits.limit import rate_limit_item
 from service.limits.plan import Plan, Rule, ask, is_coroutine
 
@@ -95,6 +96,8 @@ async def admit(
         StoreUnavailable: Nobody could decide.
     """
     rules, asked = plan.rules, None
+    if not plan.by_address:
+        scope[ADDRESSES] = limiter.addresses
     if plan.ready is None:
         rules, charges = await plan.charge(connection or _connection(scope, receive))
         asked = Ask(charges) if charges else None

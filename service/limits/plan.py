@@ -154,7 +154,7 @@ class Plan:
         object.__setattr__(self, "rules", [part.rule for part in ready or ()])
         object.__setattr__(self, "key_func", key_func)
         object.__setattr__(self, "key_takes", len(_wanted(key_func)))
-        object.__setattr__(self, "by_address", key_func is client_address)
+        object.__setattr__(self, "by_address", ready is not None and key_func is client_address)
         reads = not self.by_address and (ready is None or self.key_takes > 0)
         object.__setattr__(self, "reads", reads)
         object.__setattr__(self, "asked", {})
@@ -166,10 +166,8 @@ class Plan:
             assert scope is not None and not callable(rule.limits) and isinstance(rule.cost, int)
             for limit in rule.limits:
                 head, tail = keys.around(self.prefix, scope, limit.spelling)
-                before = found.get(tail)
-                cost = rule.cost + (before.cost if before else 0)  # one counter, declared twice
-                if cost > limit.capacity:
-                    raise ConfigurationError(f"{rule.origin}: {limit.name} is declared twice and costs {cost} together")
+                before = found.get(tail)  # one counter, declared twice: charged once
+                cost = max(rule.cost, before.cost if before else 0)
                 found[tail] = Ready(rule, limit, head, tail, cost)
         return tuple(found.values())
 
@@ -208,8 +206,8 @@ class Plan:
             for limit in limits:
                 head, tail = keys.around(self.prefix, scope, limit.spelling)
                 name = head + who + tail
-                before = found[name].cost if name in found else 0  # one counter, declared twice
-                found[name] = Charge(limit, name, limit.admits(before + cost))
+                before = found[name].cost if name in found else 0  # one counter, declared twice: charged once
+                found[name] = Charge(limit, name, max(before, limit.admits(cost)))
                 rules[name] = rule
         return list(rules.values()), list(found.values())
 

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails, from_json, to_json
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from service.errors import InvalidInput, InvalidLimit, StoreUnavailable
@@ -20,6 +21,8 @@ from service.limits.plan import outside
 from service.settings import Settings
 
 MOST_CHECKS = 1000
+MOST_CHARGES = 3000
+"""Limits of all checks of one body together: what holds a worker for a tenth of a second, and others' answers up."""
 LARGEST_BODY_BYTES = 1 << 20
 
 Strict = ConfigDict(strict=True, extra="forbid")
@@ -61,6 +64,8 @@ def router(limiter: Limiter, settings: Settings) -> APIRouter:
     async def check(request: Request) -> Response:
         try:
             asks, many = await _read(request)
+        except ClientDisconnect:
+            return Response(status_code=400)  # nobody reads it
         except _UnreadableError as error:
             return problem_response(error.status, str(error))
         except InvalidInput as error:
@@ -118,7 +123,11 @@ async def _read(request: Request) -> tuple[list[Ask], bool]:
     try:
         if isinstance(document, dict) and "checks" in document:
             checks = Checks.model_validate(document).checks
-            return [_ask(check, f"checks[{index}].") for index, check in enumerate(checks)], True
+            asks = [_ask(check, f"checks[{index}].") for index, check in enumerate(checks)]
+            charges = sum(len(ask.charges) for ask in asks)
+            if charges > MOST_CHARGES:
+                raise InvalidInput("checks", f"{charges} limits in all; at most {MOST_CHARGES} at once")
+            return asks, True
         return [_ask(Check.model_validate(document), "")], False
     except ValidationError as error:
         raise _named(error.errors(include_url=False)[0]) from None
@@ -227,6 +236,6 @@ OPENAPI: dict[str, Any] = {
         "415": {"description": "Not JSON by its type", **_PROBLEM},
         "422": {"description": "A value is wrong; `errors` names the field; nothing was charged", **_PROBLEM},
         "429": {"description": "This caller asks too often", **_PROBLEM},
-        "503": {"description": "Redis is away", **_PROBLEM},
+        "503": {"description": "Redis is away; of many, some may have been charged", **_PROBLEM},
     },
 }

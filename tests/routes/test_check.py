@@ -212,3 +212,17 @@ def test_the_python_check_and_the_http_check_share_one_counter(redis_server):
         limiter = Limiter(identity.client_address, storage_uri=redis_server.url)
         decision = asyncio.run(limiter.check("alice", LIMIT["limits"]))
         assert [standing.remaining for standing in decision.standings] == [0, 1]
+
+
+def test_a_body_may_ask_for_3000_limits_in_all_and_not_for_more(client):
+    """More would hold a worker, and everybody's answers, for longer than a deadline."""
+    limits = ";".join(f"{n}/minute" for n in range(1, 31))
+    many = [{"key": f"k{n}", "limits": limits} for n in range(101)]
+    refused = ask(client, {"checks": many})
+    assert refused.status_code == 422
+    assert "3030 limits in all; at most 3000" in refused.json()["detail"]
+    assert ask(client, {"checks": many[:100]}).status_code == 200
+
+
+def test_ready_is_never_refused_by_a_limit(client):
+    assert {client.get("/ready").status_code for _ in range(700)} == {200}
