@@ -157,6 +157,7 @@ def wrap(limiter: "Limiter", func: Callable[..., Any], key: Any) -> Any:
     at_connection, own_connection = _place_of(func, HTTPConnection, CONNECTION)
     at_response, own_response = _place_of(func, Response, RESPONSE)
     keep_connection, keep_response = inner or own_connection, inner or own_response  # others want them too
+    keeps_none = not (keep_connection or keep_response)
 
     def passed(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[HTTPConnection, Response | None]:
         connection = kwargs.get(at_connection) if keep_connection else kwargs.pop(CONNECTION, None)
@@ -172,8 +173,16 @@ def wrap(limiter: "Limiter", func: Callable[..., Any], key: Any) -> Any:
 
         @functools.wraps(func)
         async def limited(*args: Any, **kwargs: Any) -> Any:
-            connection, slot = passed(args, kwargs)
-            admission = admitted(connection) or await _charge(limiter, key, limiter.rules_of(key), connection)
+            if keeps_none:  # the way of nearly every request, so without a call
+                connection, slot = kwargs.pop(CONNECTION, None), kwargs.pop(RESPONSE, None)
+                if connection is None:
+                    connection = _found(func, args, kwargs)
+            else:
+                connection, slot = passed(args, kwargs)
+            known = connection.scope.get(ADMITTED)
+            admission = known.get(limiter) if known else None
+            if admission is None or key not in admission.plan.covered:
+                admission = await _charge(limiter, key, limiter.rules_of(key), connection)
             if admission is None or admission.by_gate:
                 return await func(*args, **kwargs)
             try:

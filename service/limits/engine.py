@@ -74,7 +74,10 @@ class Engine:
         """
         if len(ask.charges) > MOST_CHARGES:
             raise InvalidInput("limits", f"{len(ask.charges)} limits in one request; use at most {MOST_CHARGES}")
-        return self._lane().submit(ask)
+        lane = self._latest
+        if lane is None or lane.loop is not asyncio.get_running_loop():
+            lane = self._lane()
+        return lane.submit(ask)
 
     def store(self) -> Store:
         """The running loop's store, for what is no decision: ping, forget."""
@@ -96,9 +99,6 @@ class Engine:
 
     def _lane(self) -> "_Lane":
         loop = asyncio.get_running_loop()
-        lane = self._latest
-        if lane is not None and lane.loop is loop:
-            return lane
         lane = self._lanes.get(loop)
         if lane is None:
             lane = self._lanes[loop] = _Lane(loop, self.open_store(), self.deadline_s, self.counters)

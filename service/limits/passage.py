@@ -96,16 +96,17 @@ async def admit(
         StoreUnavailable: Nobody could decide.
     """
     rules, asked = plan.rules, None
-    if not plan.by_address:
-        scope[ADDRESSES] = limiter.addresses
-    if plan.ready is None:
-        rules, charges = await plan.charge(connection or _connection(scope, receive))
-        asked = Ask(charges) if charges else None
-    elif plan.by_address:
+    if plan.by_address:
         asked = plan.ask_ready(limiter.addresses.of(scope))
     else:
-        key = plan.key_func(connection or _connection(scope, receive)) if plan.key_takes else plan.key_func()
-        asked = plan.ask_ready(await key if hasattr(key, "__await__") else key)
+        scope[ADDRESSES] = limiter.addresses
+        connection = connection or _connection(scope, receive)
+        if plan.ready is None:
+            rules, charges = await plan.charge(connection)
+            asked = Ask(charges) if charges else None
+        else:
+            key = plan.key_func(connection) if plan.key_takes else plan.key_func()
+            asked = plan.ask_ready(await key if hasattr(key, "__await__") else key)
     if asked is None:
         admission = Admission(plan, rules, (), None)
     else:
