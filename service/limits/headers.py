@@ -36,13 +36,14 @@ def policy(limits: tuple[Limit, ...]) -> bytes:
 
 def draft(standings: Sequence[Standing]) -> Pairs:
     """RateLimit-Policy and RateLimit."""
-    policies, names = _parts(tuple([standing.limit for standing in standings]))
     if len(standings) == 1:
-        _, _, remaining, _, _, next_us = standings[0]
+        limit, _, remaining, _, _, next_us = standings[0]
+        policies, names = _parts((limit,))
         return [
             (b"ratelimit-policy", policies),
             (b"ratelimit", b"%s;r=%d;t=%d" % (names[0], remaining, -(-next_us // 1_000_000))),
         ]
+    policies, names = _parts(tuple([standing.limit for standing in standings]))
     members = [
         b"%s;r=%d;t=%d" % (name, standing.remaining, seconds(standing.next_us))
         for name, standing in zip(names, standings, strict=True)
