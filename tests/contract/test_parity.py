@@ -12,7 +12,7 @@ import redis.asyncio
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
-from servers import RedisServer
+from servers import RedisServer, redis_binaries
 
 from service.errors import InvalidLimit
 from service.limits.algorithms import ALGORITHMS
@@ -180,11 +180,16 @@ def hold(machine, client, runner, examples):
 
 
 @pytest.mark.parametrize("machine", [Parity, ParityWithSteps])
-def test_script_equals_twin_on_a_real_redis(redis_server: RedisServer, machine):
-    with asyncio.Runner() as runner:
-        client = redis.asyncio.Redis(unix_socket_path=redis_server.socket)
-        hold(machine, client, runner, EXAMPLES)
-        runner.run(client.aclose())
+@pytest.mark.parametrize("binary", redis_binaries())
+def test_script_equals_twin_on_a_real_redis(machine, binary):
+    server = RedisServer(binary=binary)
+    try:
+        with asyncio.Runner() as runner:
+            client = redis.asyncio.Redis(unix_socket_path=server.socket)
+            hold(machine, client, runner, EXAMPLES)
+            runner.run(client.aclose())
+    finally:
+        server.close()
 
 
 @pytest.mark.parametrize("machine", [Parity, ParityWithSteps])
