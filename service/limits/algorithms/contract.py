@@ -6,7 +6,7 @@ Both halves speak integers only, time is microseconds since the epoch and arrive
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 EXACT = 2**53
 """Lua's numbers are doubles: every product the scripts form stays below this, or start-up refuses the limit."""
@@ -71,8 +71,9 @@ class Algorithm:
         short: As keys carry it.
         lua: File name of the Lua half, in this folder.
         range: The limits it counts exactly, in words, for the error when one is beyond.
-        define: The numbers for a limit, without `code`; None if it cannot be counted exactly.
+        numbers: (capacity, window_us, a, b) of (amount, window_us, burst); None if it cannot be counted exactly.
         twin: Makes a twin from (definition, kept state or None, now in microseconds).
+        code: Its place in the registry, which sets it.
     """
 
     name: str
@@ -80,7 +81,7 @@ class Algorithm:
     lua: str
     range: str
     numbers: Callable[[int, int, int], tuple[int, int, int, int] | None]
-    twin: Callable[[Definition, object, int], Twin]
+    twin: Callable[[Definition, Any, int], Twin]
     code: int = 0
 
     def define(self, *, amount: int, window_us: int, burst: int, aligned: bool) -> Definition | None:

@@ -51,5 +51,5 @@ FIXED_WINDOW = Algorithm(
     lua="fixed_window.lua",
     range="any limit up to 10^9",
     numbers=lambda amount, window_us, burst: (amount, window_us, 0, 0),
-    twin=FixedWindow,  # type: ignore[arg-type]
+    twin=FixedWindow,
 )

@@ -63,5 +63,5 @@ GCRA = Algorithm(
     lua="gcra.lua",
     range="burst x amount / gcd(amount, window in us) must stay below 2^53 and the burst refill within 100 years",
     numbers=_numbers,
-    twin=Gcra,  # type: ignore[arg-type]
+    twin=Gcra,
 )

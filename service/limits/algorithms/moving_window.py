@@ -77,5 +77,5 @@ MOVING_WINDOW = Algorithm(
     lua="moving_window.lua",
     range="any limit up to 10^9",
     numbers=_numbers,
-    twin=MovingWindow,  # type: ignore[arg-type]
+    twin=MovingWindow,
 )

@@ -87,5 +87,5 @@ SLIDING_WINDOW_COUNTER = Algorithm(
     lua="sliding_window_counter.lua",
     range="any limit up to 10^9",
     numbers=_numbers,
-    twin=SlidingWindowCounter,  # type: ignore[arg-type]
+    twin=SlidingWindowCounter,
 )

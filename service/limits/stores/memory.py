@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from service.limits import keys
 from service.limits.algorithms import TWINS
-from service.limits.algorithms.contract import Twin
+from service.limits.algorithms.contract import Definition, Twin
 from service.limits.decision import CHARGE, GIVE_BACK, Ask
 
 SWEEP_EVERY = 10_000
@@ -66,11 +66,11 @@ class MemoryStore:
             numbers += (remaining, reset_us, wait_us, next_us)
         return numbers
 
-    def _load(self, key: bytes, definition: object, now_us: int) -> Twin:
+    def _load(self, key: bytes, definition: Definition, now_us: int) -> Twin:
         state, until_us = self._kept.get(key, (None, 0))
         if until_us <= now_us:
             state = None
-        return TWINS[definition.code](definition, state, now_us)  # type: ignore[attr-defined,arg-type]
+        return TWINS[definition.code](definition, state, now_us)
 
     def _sweep(self, now_us: int) -> None:
         self._kept = {key: kept for key, kept in self._kept.items() if kept[1] > now_us}
