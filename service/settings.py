@@ -14,7 +14,7 @@ from pathlib import Path, PurePath
 from typing import Annotated, Any, Literal
 from urllib.parse import SplitResult, urlsplit
 
-from pydantic import AfterValidator, AliasChoices, BeforeValidator, Field, ValidationError
+from pydantic import AfterValidator, AliasChoices, BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
@@ -97,7 +97,7 @@ def _check_unix(parts: SplitResult) -> None:
         raise ValueError("a socket has three slashes: unix:///run/redis.sock")
 
 
-def _proxies(value: object) -> object:
+def _items(value: object) -> object:
     if not isinstance(value, str):
         return value
     return tuple(item.strip() for item in value.split(",") if item.strip())
@@ -122,6 +122,13 @@ def _network(item: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
     return network
 
 
+def _paths(items: tuple[str, ...]) -> tuple[str, ...]:
+    for item in items:
+        if not item.startswith("/") or "?" in item:
+            raise ValueError(f"{_quoted(item)} is no path; write it as /health")
+    return items
+
+
 def _lowered(value: object) -> object:
     return value.strip().lower() if isinstance(value, str) else value
 
@@ -130,6 +137,10 @@ def _whole(low: int, high: int | None = None, *, unit: str = "") -> Any:
     """The range of an integer, and the words that name it."""
     until = f"from {low} to {high}" if high is not None else f"of at least {low}"
     return Field(ge=low, le=high, description=f"a whole number{unit and f' of {unit}'} {until}")
+
+
+def _seconds() -> Any:
+    return Field(ge=0, le=86_400, allow_inf_nan=False, description="a number of seconds from 0 to 86400")
 
 
 class Settings(BaseSettings):
@@ -144,11 +155,24 @@ class Settings(BaseSettings):
         workers: Processes sharing the port; None = the command decides.
         keep_alive_s: How long an idle connection stays open, seconds.
         backlog: Connections the kernel queues before they are accepted.
-        drain_s: How long requests in flight may take once the server was told to stop, seconds.
+        drain_s: How long a worker that was told to stop may still serve what is open, seconds.
+        max_requests: Requests after which a worker is replaced, plus up to a tenth at random; 0 = never.
+        max_in_flight: Requests a worker serves at once, before their first byte; more are answered 503; 0 = any.
+        max_streams: Responses a worker streams at once; more are answered 503; 0 = any.
+        max_body_bytes: Largest request body, else 413; 0 = any.
+        request_timeout_s: Time to first byte, from the last byte of the request that came, else 504; 0 = for ever.
+        stream_idle_s: Longest silence within a response that streams, else it is cut; 0 = for ever.
+        header_timeout_s: How long a client may take to send a request's header, seconds; 0 = for ever.
+        health_paths: Paths that are never shed.
         redis_timeout_ms: Deadline of one decision, milliseconds.
         trusted_proxies: Networks whose X-Forwarded-For is believed, canonical CIDR.
         check_limit: Limit string that guards /v1/check per caller's address; read by `service.app`.
         log_level: The least grave line that is logged.
+        log_format: `json`, or `text` for people; None = json in production.
+        log_file: Also log there, rotating; None = to standard error only.
+        log_file_mb: Size at which it is rotated, megabytes; five old ones are kept.
+        access_log: A line a request; None = the command decides.
+        supabase_url, supabase_service_key: Of the Supabase project; None = none.
     """
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, populate_by_name=True, hide_input_in_errors=True)
@@ -157,7 +181,9 @@ class Settings(BaseSettings):
         default=None, validation_alias="REDIS_URL", repr=False
     )
     environment: Annotated[Literal["production", "development"], BeforeValidator(_lowered)] = Field(
-        default="development", validation_alias="ENVIRONMENT", description="production or development"
+        default="development",
+        validation_alias=AliasChoices(f"{PREFIX}ENVIRONMENT", "ENVIRONMENT"),
+        description=f"production or development; an ENVIRONMENT of your own needs {PREFIX}ENVIRONMENT beside it",
     )
     host: str = Field(default="127.0.0.1", min_length=1, description="an address to listen on")
     port: Annotated[int, _whole(0, 65535)] = 8000
@@ -169,12 +195,31 @@ class Settings(BaseSettings):
     keep_alive_s: Annotated[int, _whole(0, 86_400, unit="seconds")] = 75
     backlog: Annotated[int, _whole(1, 65_535)] = 2048
     drain_s: Annotated[int, _whole(0, 86_400, unit="seconds")] = 20
+    max_requests: Annotated[int, _whole(0)] = 0
+    max_in_flight: Annotated[int, _whole(0)] = 100
+    max_streams: Annotated[int, _whole(0)] = 0
+    max_body_bytes: Annotated[int, _whole(0, unit="bytes")] = 0
+    request_timeout_s: Annotated[float, _seconds()] = 30
+    stream_idle_s: Annotated[float, _seconds()] = 60
+    header_timeout_s: Annotated[float, _seconds()] = 15
+    health_paths: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_items), AfterValidator(_paths)] = (
+        "/health",
+        "/ready",
+    )
     redis_timeout_ms: Annotated[int, _whole(1, 60_000, unit="milliseconds")] = 250
-    trusted_proxies: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_proxies), AfterValidator(_networks)] = ()
+    trusted_proxies: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_items), AfterValidator(_networks)] = ()
     check_limit: str = Field(default="10000000/minute", min_length=1, description="a limit such as 10000000/minute")
     log_level: Annotated[
         Literal["critical", "error", "warning", "info", "debug", "trace"], BeforeValidator(_lowered)
     ] = Field(default="info", description="critical, error, warning, info, debug or trace")
+    log_format: Annotated[Literal["json", "text"], BeforeValidator(_lowered)] | None = Field(
+        default=None, description="json or text"
+    )
+    log_file: str | None = Field(default=None, min_length=1, description="a path")
+    log_file_mb: Annotated[int, _whole(1, 1_000_000, unit="megabytes")] = 100
+    access_log: bool | None = Field(default=None, description="true or false")
+    supabase_url: str | None = Field(default=None, validation_alias="SUPABASE_URL", repr=False)
+    supabase_service_key: SecretStr | None = Field(default=None, validation_alias="SUPABASE_SERVICE_KEY", repr=False)
 
     @classmethod
     def settings_customise_sources(
@@ -200,8 +245,9 @@ class Settings(BaseSettings):
         """
         said = {name: getattr(self, name) for name in sorted(self.model_fields_set)}
         return {
-            _variable(name): ",".join(value) if isinstance(value, tuple) else str(value)
+            _variables(name)[0]: ",".join(value) if isinstance(value, tuple) else str(value)
             for name, value in said.items()
+            if not isinstance(value, SecretStr)  # it came from the environment, and is there still
             if value is not None
         }
 
@@ -235,23 +281,22 @@ def _sentence(detail: ErrorDetails, given: dict[str, Any]) -> str:
 
 def _field(location: str) -> str | None:
     """The field an error speaks of: pydantic says its alias, and not always in capitals."""
-    names = {name: name for name in Settings.model_fields}
-    names |= {_variable(name): name for name in names} | {"WEB_CONCURRENCY": "workers"}
+    names = {name: field for field in Settings.model_fields for name in (field, *_variables(field))}
     return names.get(location) or names.get(location.upper())
 
 
-def _variable(field: str) -> str:
-    """The environment variable a field is exported as."""
+def _variables(field: str) -> list[str]:
+    """The environment variables a field is read from; it is exported as the first."""
     alias = Settings.model_fields[field].validation_alias
     if isinstance(alias, AliasChoices):
-        alias = str(alias.choices[0])
-    return str(alias) if alias else PREFIX + field.upper()
+        return [str(choice) for choice in alias.choices]
+    return [str(alias) if alias else PREFIX + field.upper()]
 
 
 def _source(field: str) -> str:
     """The environment variable a field was read from."""
-    variable = _variable(field)
-    return "WEB_CONCURRENCY" if field == "workers" and variable not in os.environ else variable
+    variables = _variables(field)
+    return next((name for name in variables if name in os.environ), variables[0])
 
 
 def _quoted(value: object) -> str:
@@ -279,6 +324,11 @@ def trusted_proxies_from_env() -> tuple[str, ...]:
     """ONEQUOTA_TRUSTED_PROXIES, split; what is no network is refused by whoever believes them."""
     value = os.environ.get(f"{PREFIX}TRUSTED_PROXIES", "")
     return tuple(item.strip() for item in value.split(",") if item.strip())
+
+
+def supabase_from_env() -> tuple[str | None, str | None]:
+    """SUPABASE_URL and SUPABASE_SERVICE_KEY, unchecked; None for each that is not set, or empty."""
+    return os.environ.get("SUPABASE_URL") or None, os.environ.get("SUPABASE_SERVICE_KEY") or None
 
 
 def default_workers() -> int:

@@ -66,6 +66,9 @@ def test_workers_come_from_the_option_then_our_variable_then_web_concurrency(
     assert load(workers=7).workers == 7
 
 
+STAGING = "production or development; an ENVIRONMENT of your own needs ONEQUOTA_ENVIRONMENT beside it"
+
+
 @pytest.mark.parametrize(
     ("name", "value", "wanted"),
     [
@@ -78,7 +81,8 @@ def test_workers_come_from_the_option_then_our_variable_then_web_concurrency(
         ("ONEQUOTA_REDIS_TIMEOUT_MS", "60001", "a whole number of milliseconds from 1 to 60000"),
         ("ONEQUOTA_KEEP_ALIVE_S", "-1", "a whole number of seconds from 0 to 86400"),
         ("ONEQUOTA_LOG_LEVEL", "loud", "critical, error, warning, info, debug or trace"),
-        ("ENVIRONMENT", "staging", "production or development"),
+        ("ONEQUOTA_REQUEST_TIMEOUT_S", "nan", "a number of seconds from 0 to 86400"),
+        ("ENVIRONMENT", "staging", STAGING),
     ],
 )
 def test_a_wrong_value_is_one_line_with_its_variable_the_value_and_what_is_wanted(
@@ -93,6 +97,24 @@ def test_a_wrong_option_is_named_as_the_option() -> None:
     assert refused(redis_url="http://x").startswith('--redis="http://x": wanted redis://')
 
 
+def test_an_environment_of_the_apps_own_is_overruled_by_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ENVIRONMENT", "staging")
+    monkeypatch.setenv("ONEQUOTA_ENVIRONMENT", "production")
+    assert load().production
+
+
+def test_the_key_of_the_database_is_in_no_repr_and_never_exported() -> None:
+    settings = load(supabase_url="https://x.supabase.co", supabase_service_key="hunter2")
+    assert "hunter2" not in repr(settings)
+    assert "hunter2" not in str(settings.as_environment())
+
+
+@pytest.mark.parametrize("paths", ["health", "/health?x=1"])
+def test_a_health_path_that_is_no_path_is_refused(monkeypatch: pytest.MonkeyPatch, paths: str) -> None:
+    monkeypatch.setenv("ONEQUOTA_HEALTH_PATHS", f"/ready,{paths}")
+    assert "is no path; write it as /health" in refused()
+
+
 def test_all_that_is_wrong_is_told_at_once_and_control_characters_stay_on_the_line(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -100,6 +122,7 @@ def test_all_that_is_wrong_is_told_at_once_and_control_characters_stay_on_the_li
     monkeypatch.setenv("ONEQUOTA_PORT", "x")
     assert refused() == (
         'ENVIRONMENT="a\\r\\nb": wanted production or development; '
+        "an ENVIRONMENT of your own needs ONEQUOTA_ENVIRONMENT beside it; "
         'ONEQUOTA_PORT="x": wanted a whole number from 0 to 65535'
     )
 
