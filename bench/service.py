@@ -16,7 +16,7 @@ from bench.processes import PATIENCE_S, ROOT, RedisServer, cpu_ns, ended
 DEADLINE_MS = "10000"
 """For a decision: more processes than cores share the machine, and one that waits for a core is no outage."""
 
-STARTED = "Application startup complete"
+STARTED = "worker_serving"
 
 
 class NotStartedError(Exception):

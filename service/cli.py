@@ -7,8 +7,9 @@ from typing import Annotated, Any, NoReturn, cast
 import typer
 
 from service.errors import OnequotaError
-from service.server import SERVICE, Banner, Target, serve
+from service.server import Banner, serve
 from service.settings import load
+from service.target import SERVICE, Target
 
 app = typer.Typer(
     name="onequota",
@@ -27,12 +28,21 @@ Redis = Annotated[
     str | None,
     typer.Option("--redis", metavar="URL", help="redis://, rediss:// or unix://.", show_default="embedded"),
 ]
+LogLevel = Annotated[str | None, typer.Option(metavar="LEVEL", help="Least grave line.", show_default="info")]
+LogFile = Annotated[str | None, typer.Option(metavar="FILE", help="Log there, too; rotating.", show_default=False)]
+MaxRequests = Annotated[
+    int | None, typer.Option(metavar="N", help="Replace a worker after so many.", show_default="never")
+]
 Json = Annotated[bool, typer.Option("--json", help="Say what is running as one line of JSON.")]
 File = Annotated[str | None, typer.Option(metavar="FILE", show_default=False)]
 
 
 def _workers(default: str) -> Any:
     return typer.Option(metavar="N", help="Processes that share the port.", show_default=default)
+
+
+def _access_log(default: str) -> Any:
+    return typer.Option("--access-log/--no-access-log", help="A line a request.", show_default=default)
 
 
 def _show_version(wanted: bool) -> None:
@@ -62,10 +72,24 @@ def _serve(
     port: Port = None,
     workers: Annotated[int | None, _workers("one a core, at least 2")] = None,
     redis: Redis = None,
+    max_requests: MaxRequests = None,
+    log_level: LogLevel = None,
+    log_file: LogFile = None,
+    access_log: Annotated[bool | None, _access_log("off: a line a decision costs more than the decision")] = None,
     as_json: Json = False,
 ) -> None:
     """The rate-limit service: POST /v1/check answers "may this caller do this now?"."""
-    serve(load(host=host, port=port, workers=workers, redis_url=redis), SERVICE, _announce(as_json))
+    settings = load(
+        host=host,
+        port=port,
+        workers=workers,
+        redis_url=redis,
+        max_requests=max_requests,
+        log_level=log_level,
+        log_file=log_file,
+        access_log=access_log,
+    )
+    serve(settings, SERVICE, _announce(as_json))
 
 
 @app.command("run")
@@ -76,6 +100,10 @@ def _run(
     port: Port = None,
     workers: Annotated[int | None, _workers("1; in production one a core, at least 2")] = None,
     redis: Redis = None,
+    max_requests: MaxRequests = None,
+    log_level: LogLevel = None,
+    log_file: LogFile = None,
+    access_log: Annotated[bool | None, _access_log("on")] = None,
     factory: Annotated[bool, typer.Option("--factory", help="APP is a function that makes the app.")] = False,
     app_dir: Annotated[str, typer.Option(metavar="DIR", help="Where MODULE is looked for first.")] = ".",
     uds: Annotated[
@@ -107,7 +135,17 @@ def _run(
         ssl_keyfile_password=ssl_keyfile_password,
         ssl_ca_certs=ssl_ca_certs,
     )
-    serve(load(host=host, port=port, workers=workers, redis_url=redis), aim, _announce(as_json))
+    settings = load(
+        host=host,
+        port=port,
+        workers=workers,
+        redis_url=redis,
+        max_requests=max_requests,
+        log_level=log_level,
+        log_file=log_file,
+        access_log=access_log,
+    )
+    serve(settings, aim, _announce(as_json))
 
 
 def _announce(as_json: bool) -> Any:

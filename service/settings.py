@@ -22,6 +22,10 @@ from service.errors import ConfigurationError
 
 PREFIX = "ONEQUOTA_"
 
+HANDOVER = f"{PREFIX}HANDOVER"
+PROBE = "probe"
+"""Value of HANDOVER: start as far as it can be known that it would work, and no further."""
+
 # REDIS_URL of one process without any Redis: exported by the runner when nothing can be embedded.
 FAKE_REDIS = "fakeredis://"
 
@@ -331,9 +335,14 @@ def supabase_from_env() -> tuple[str | None, str | None]:
     return os.environ.get("SUPABASE_URL") or None, os.environ.get("SUPABASE_SERVICE_KEY") or None
 
 
+def take_handover() -> str | None:
+    """What this process left to itself before exec, or PROBE: see `server`. Taken out, for no worker may see it."""
+    return os.environ.pop(HANDOVER, None)
+
+
 def default_workers() -> int:
     """Workers of a server that was told nothing: one a core; two on one core, so that one can be replaced."""
-    return max(2, usable_cores())
+    return max(2, usable_cores()) if sys.platform != "win32" else 1
 
 
 def usable_cores() -> int:

@@ -1,19 +1,15 @@
 """What the runner decides, where it listens and what it says; running it is in test_cli."""
 
-import errno
 import json
 import os
-import socket
-import sys
-from pathlib import Path
 
 import pytest
-from uvicorn.importer import ImportFromStringError
 
 from service import server
-from service.errors import ConfigurationError, InvalidLimit
-from service.server import SERVICE, Banner, Plan, Target, plan
+from service.errors import ConfigurationError
+from service.server import Banner, Plan, plan
 from service.settings import Settings
+from service.target import SERVICE, Target
 
 RUN = Target(app="main:app")
 REDIS = "redis://h"
@@ -131,137 +127,3 @@ def test_the_banner_is_lines_for_people_and_one_line_for_programs() -> None:
     ]
     assert "\n" not in banner.json()
     assert json.loads(banner.json())["workers"] == 2
-
-
-def test_two_servers_cannot_take_one_port_even_before_their_workers_are_up() -> None:
-    with server._bound("127.0.0.1", 0, 16) as taken:
-        port = taken.getsockname()[1]
-        with pytest.raises(ConfigurationError) as caught:
-            server._bound("127.0.0.1", port, 16)
-    assert str(caught.value) == (
-        f"port {port} on 127.0.0.1 is in use: stop what listens there or choose another with --port"
-    )
-
-
-def test_a_client_that_comes_before_the_workers_waits_and_is_not_refused() -> None:
-    with (
-        server._bound("127.0.0.1", 0, 16) as listener,
-        socket.create_connection(listener.getsockname(), timeout=1),
-    ):
-        pass
-
-
-@pytest.mark.parametrize(
-    ("error", "told"),
-    [
-        (OSError(errno.EACCES, "x"), "port 80 on h is not permitted to this user: choose one from 1024 on"),
-        (OSError(errno.EADDRNOTAVAIL, "x"), "host h is no address of this machine"),
-        (socket.gaierror(-2, "x"), 'host "h" is not known'),
-        (OSError(errno.ENOBUFS, "no buffers"), "cannot listen on port 80 of h: no buffers"),
-    ],
-)
-def test_a_port_that_cannot_be_taken_is_one_sentence(error: OSError, told: str) -> None:
-    assert told in server._why_not(error, "h", 80)
-
-
-def test_a_host_that_is_not_of_this_machine_is_one_sentence() -> None:
-    with pytest.raises(ConfigurationError, match=r"host 192\.0\.2\.1 is no address of this machine"):
-        server._bound("192.0.2.1", 0, 16)
-
-
-unix = pytest.mark.skipif(sys.platform == "win32", reason="unix sockets")
-
-
-@unix
-def test_a_unix_socket_left_behind_is_replaced_and_one_in_use_or_a_file_is_not(tmp_path: Path) -> None:
-    path = str(tmp_path / "s")
-    server._bound_to_path(path, 16).close()  # closing leaves the file
-    with (
-        server._bound_to_path(path, 16),
-        pytest.raises(ConfigurationError, match=r'cannot listen on --uds ".*": something else is there'),
-    ):
-        server._bound_to_path(path, 16)
-    (tmp_path / "file").write_text("precious")
-    with pytest.raises(ConfigurationError, match="something else is there"):
-        server._bound_to_path(str(tmp_path / "file"), 16)
-    assert (tmp_path / "file").read_text() == "precious"
-
-
-@pytest.mark.parametrize(
-    ("target", "told"),
-    [
-        (Target(app="main"), 'app "main": wanted MODULE:APP'),
-        (Target(app=":app"), "wanted MODULE:APP"),
-        (Target(app=".main:app"), "wanted MODULE:APP"),
-        (Target(app="src/main:app"), "wanted MODULE:APP"),
-        (Target(app="m:a", uds="/s", fd=3), "--uds and --fd both say where to listen"),
-        (Target(app="m:a", app_dir="/nowhere/at/all"), '--app-dir "/nowhere/at/all" is no directory'),
-    ],
-)
-def test_a_target_that_cannot_be_meant_is_refused(target: Target, told: str) -> None:
-    with pytest.raises(ConfigurationError, match=told):
-        server._check_target(target)
-
-
-@pytest.mark.parametrize("option", [{"uds": "/s"}, {"fd": 3}])
-def test_windows_has_neither_uds_nor_fd(monkeypatch: pytest.MonkeyPatch, option: dict[str, object]) -> None:
-    monkeypatch.setattr(sys, "platform", "win32")
-    with pytest.raises(ConfigurationError, match="do not exist on Windows"):
-        server._check_target(Target(app="m:a", **option))  # type: ignore[arg-type]
-
-
-def test_tls_files_are_checked_before_anything_starts(tmp_path: Path) -> None:
-    (tmp_path / "c.pem").write_text("nonsense")
-    certificate = str(tmp_path / "c.pem")
-    for target, told in (
-        (Target(app="m:a", ssl_keyfile=certificate), "add --ssl-certfile"),
-        (Target(app="m:a", ssl_certfile="/no"), '--ssl-certfile "/no" cannot be read'),
-        (
-            Target(app="m:a", ssl_certfile=certificate, ssl_keyfile="/no"),
-            '--ssl-keyfile "/no" cannot be read',
-        ),
-        (Target(app="m:a", ssl_certfile=certificate), "the TLS files do not fit each other"),
-    ):
-        with pytest.raises(ConfigurationError, match=told):
-            server._check_tls(target)
-
-
-def test_the_password_of_a_key_is_in_no_repr() -> None:
-    assert "hunter2" not in repr(Target(app="m:a", ssl_keyfile_password="hunter2"))
-
-
-def test_a_module_that_does_not_exist_is_told_and_none_is_imported_to_know(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.syspath_prepend(str(tmp_path))
-    (tmp_path / "explosive_app.py").write_text("raise SystemExit(1)")
-    server._check_module("explosive_app:app")
-    with pytest.raises(ConfigurationError, match='app "no_such_app:app" cannot be loaded: no module'):
-        server._check_module("no_such_app:app")
-
-
-def raised(error: BaseException) -> BaseException:
-    try:
-        raise error
-    except BaseException as caught:
-        return caught
-
-
-def test_the_reason_of_a_worker_is_one_line_with_the_place_in_the_code() -> None:
-    line = server._reason("m:a", raised(KeyError("SECRET\nKEY")))
-    assert line.startswith('app "m:a" cannot be loaded: KeyError: ')
-    assert f"({__file__}, line " in line
-    assert "\n" not in line
-
-
-def test_our_own_sentences_are_told_as_they_are() -> None:
-    assert server._reason("m:a", raised(InvalidLimit('limit "x": what?'))) == 'limit "x": what?'
-    missing = ImportFromStringError('Attribute "a" not found in module "m".')
-    assert server._reason("m:a", missing) == ('app "m:a" cannot be loaded: Attribute "a" not found in module "m"')
-
-
-def test_uvicorn_is_configured_as_promised() -> None:
-    config = server._config(Settings(workers=3), SERVICE, False)
-    assert (config.timeout_keep_alive, config.backlog, config.workers) == (75, 2048, 3)
-    assert (config.proxy_headers, config.server_header, config.factory) == (False, False, True)
-    assert config.timeout_graceful_shutdown == 20

@@ -309,10 +309,8 @@ class Limiter(slowapi.Limiter):
             return
         if several_workers() is None and multiprocessing.parent_process() is not None and not self._warned:
             self._warned = True
-            log.warning(
-                "memory_storage reason=this process was started by another; if it is one of several workers, "
-                "each counts for itself: set REDIS_URL"
-            )
+            reason = "this process was started by another; if it is one of several workers, each counts for itself"
+            log.warning("memory_storage", reason=f"{reason}: set REDIS_URL")
         if (several_workers() or 1) > 1:
             raise ConfigurationError(
                 f"{several_workers()} workers would each count for themselves in memory://; "
@@ -324,9 +322,9 @@ class Limiter(slowapi.Limiter):
         try:
             async with asyncio.timeout(self.engine.deadline_s):
                 for doubt in await self.engine.store().doubts():
-                    log.warning("store_doubtful reason=%s", doubt)
+                    log.warning("store_doubtful", reason=doubt)
         except (StoreUnavailable, TimeoutError) as error:
-            log.warning("store_unavailable error=%s", error or "no answer in time")
+            log.warning("store_unavailable", error=str(error) or "no answer in time")
 
     def rules_of(self, func: Any) -> Sequence[Rule]:
         """What is declared on a function."""

@@ -3,7 +3,6 @@
 The gate, the decorator's wrapper and the dependency share this; they differ only in where they stand.
 """
 
-import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -30,11 +29,12 @@ from service.limits.decision import GIVE_BACK, Ask, Charge, Decision
 from service.limits.identity import ADDRESSES
 from service.limits.limit import rate_limit_item
 from service.limits.plan import Plan, Rule, ask, is_coroutine
+from service.logs import events
 
 if TYPE_CHECKING:
     from service.limits.limiter import Limiter
 
-log = logging.getLogger("onequota")
+log = events()
 
 ADMITTED = "onequota"
 """Where an ASGI scope keeps its admissions, one per limiter."""
@@ -151,7 +151,7 @@ async def deduct(limiter: "Limiter", admission: Admission, response: Response) -
         try:
             await limiter.engine.decide(Ask(back, GIVE_BACK, admission.decision.at_us))
         except StoreUnavailable as error:
-            log.warning("give_back_failed error=%s", error)
+            log.warning("give_back_failed", error=error)
         else:
             admission.decision = admission.decision._replace(standings=tuple(standings))
 
@@ -247,7 +247,7 @@ def fault(error: OnequotaError) -> Response:
         now = time.monotonic()
         if now - _last_warning > 1:  # an outage is one line a second, not one a request
             _last_warning = now
-            log.warning("store_unavailable error=%s", error)
+            log.warning("store_unavailable", error=error)
         response = problem_response(
             503, "Rate limits cannot be checked at the moment; try again shortly", type_=REDUCED_CAPACITY
         )

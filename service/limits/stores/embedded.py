@@ -13,13 +13,14 @@ import contextlib
 import importlib.util
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 from urllib.parse import quote
 
 from redis import Redis
@@ -73,6 +74,10 @@ class EmbeddedRedis:
         pid: Of the server.
     """
 
+    version: str
+    _guard: int | None
+    _process: "subprocess.Popen[bytes] | _Child"
+
     def __init__(self, binary: Path, *, start_timeout_s: float = START_TIMEOUT_S) -> None:
         """Start it and wait until it answers.
 
@@ -95,12 +100,29 @@ class EmbeddedRedis:
     def pid(self) -> int:
         return self._process.pid
 
+    @classmethod
+    def heir(cls, legacy: dict[str, Any]) -> Self:
+        """The server of this process's life before exec, by what its `legacy` said."""
+        self = cls.__new__(cls)
+        self.binary, self._directory = Path(legacy["binary"]), Path(legacy["directory"])
+        self.url, self.version = legacy["url"], legacy["version"]
+        self._guard = legacy["guard"]
+        os.set_inheritable(legacy["guard"], False)
+        self._process = _Child(legacy["pid"])
+        return self
+
+    def legacy(self) -> dict[str, Any]:
+        """What this process needs to go on with the server after exec."""
+        assert self._guard is not None
+        os.set_inheritable(self._guard, True)
+        values = {"binary": str(self.binary), "directory": str(self._directory), "url": self.url}
+        return values | {"version": self.version, "guard": self._guard, "pid": self.pid}
+
     def _spawn(self) -> None:
         directory, path = str(self._directory), str(self._socket)
         server = [str(self.binary), "--port", "0", "--unixsocket", path, "--unixsocketperm", "700"]
         server += ["--dir", directory, "--daemonize", "no", "--loglevel", "warning", "--logfile", ""]
         server += ["--save", "", "--appendonly", "no", "--maxmemory-policy", "noeviction"]
-        self._guard: int | None
         read_end, self._guard = os.pipe()
         try:
             with self._log.open("wb") as log:
@@ -155,6 +177,36 @@ class EmbeddedRedis:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+class _Child:
+    """A child that was started before exec; of `Popen`, as much as is needed."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+
+    def poll(self) -> int | None:
+        return os.waitstatus_to_exitcode(status) if (status := self._reap(os.WNOHANG)) is not None else None
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Its exit code, within so many seconds. Raises subprocess.TimeoutExpired."""
+        deadline = time.monotonic() + (timeout or _STOP_TIMEOUT_S)
+        while (code := self.poll()) is None:
+            if time.monotonic() > deadline:
+                raise subprocess.TimeoutExpired(str(self.pid), timeout or _STOP_TIMEOUT_S)
+            time.sleep(0.01)
+        return code
+
+    def kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGKILL)
+
+    def _reap(self, options: int) -> int | None:
+        try:
+            pid, status = os.waitpid(self.pid, options)
+        except ChildProcessError:  # it was reaped before
+            return 0
+        return status if pid else None
 
 
 def _private_directory() -> Path:

@@ -1,0 +1,110 @@
+"""The one socket all workers share: bound by the parent, by port or path, or inherited.
+
+Bound before the first worker starts, so that "in use" is one line and nobody is refused while they load.
+"""
+
+import contextlib
+import errno
+import socket
+import stat
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from service.errors import ConfigurationError
+
+
+@contextlib.contextmanager
+def listening(*, host: str, port: int, uds: str | None, fd: int | None, backlog: int) -> Iterator[socket.socket]:
+    """The socket, listening; at the end it is closed, and a path removed.
+
+    Raises:
+        ConfigurationError: It cannot be had; says why, and what to choose.
+    """
+    if fd is not None:
+        listener = inherited(fd, backlog)
+    elif uds is not None:
+        listener = bound_to_path(uds, backlog)
+    else:
+        listener = bound(host, port, backlog)
+    try:
+        yield listener
+    finally:
+        listener.close()
+        if uds is not None:
+            Path(uds).unlink(missing_ok=True)
+
+
+def bound(host: str, port: int, backlog: int) -> socket.socket:
+    """A TCP socket; port 0 takes a free one."""
+    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    try:
+        if sys.platform != "win32":  # there it would let two servers have one port
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+        # Here and not only in the workers: until one of both listens, two servers can bind the same port.
+        listener.listen(backlog)
+    except OSError as error:
+        listener.close()
+        raise ConfigurationError(_why_not(error, host, port)) from None
+    return listener
+
+
+def _why_not(error: OSError, host: str, port: int) -> str:
+    if isinstance(error, socket.gaierror):
+        return f'host "{host}" is not known: give an address of this machine with --host'
+    if error.errno == errno.EADDRINUSE:
+        return f"port {port} on {host} is in use: stop what listens there or choose another with --port"
+    if error.errno == errno.EACCES:
+        return f"port {port} on {host} is not permitted to this user: choose one from 1024 on with --port"
+    if error.errno in {errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT}:
+        return f"host {host} is no address of this machine: choose another with --host"
+    return f"cannot listen on port {port} of {host}: {error.strerror}"
+
+
+def bound_to_path(path: str, backlog: int) -> socket.socket:
+    """A unix socket."""
+    listener = socket.socket(socket.AF_UNIX)
+    try:
+        _remove_left_behind(path)
+        listener.bind(path)
+        Path(path).chmod(0o666)  # as uvicorn: the proxy in front is another user
+        listener.listen(backlog)
+    except OSError as error:
+        listener.close()
+        in_use = error.errno == errno.EADDRINUSE
+        reason = "something else is there, stop or remove it" if in_use else error.strerror or str(error)
+        raise ConfigurationError(f'cannot listen on --uds "{path}": {reason}, or choose another path') from None
+    return listener
+
+
+def _remove_left_behind(path: str) -> None:
+    """Remove a socket nobody answers on; a server that was killed leaves its own."""
+    if not Path(path).exists() or not stat.S_ISSOCK(Path(path).stat().st_mode):
+        return
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.settimeout(1)
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            Path(path).unlink()
+
+
+def inherited(number: int, backlog: int) -> socket.socket:
+    """A socket that came with this process; it may be bound only."""
+    try:
+        listener = socket.socket(fileno=number)
+        listener.listen(backlog)
+    except OSError as error:
+        raise ConfigurationError(f"--fd {number} is no socket to listen on: {error.strerror}") from None
+    return listener
+
+
+def url_of(listener: socket.socket, *, host: str, uds: str | None, fd: int | None, tls: bool) -> str:
+    """Where it listens, as a URL with the real port, or `unix:PATH`."""
+    name = listener.getsockname()
+    if not isinstance(name, tuple):
+        return f"unix:{uds or name}"
+    host, port = (host, name[1]) if fd is None else name[:2]
+    host = f"[{host}]" if ":" in host else host
+    return f"{'https' if tls else 'http'}://{host}:{port}"

@@ -1,0 +1,41 @@
+"""What the runner tells each worker of the whole service, for whoever asks `/health`."""
+
+import time
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Status:
+    """The service, seen from its parent process.
+
+    Attributes:
+        workers: How many are wanted.
+        serving: How many serve now.
+        recycles: Workers replaced since the start, whatever for: asked, recycled, stuck, dead.
+        started_s: When the service started, seconds since 1970; a handover does not reset it.
+    """
+
+    workers: int = 1
+    serving: int = 1
+    recycles: int = 0
+    started_s: float = field(default_factory=time.time)
+
+    def data(self) -> dict[str, Any]:
+        """As it crosses the control socket."""
+        return asdict(self)
+
+
+_told: Status | None = None
+_alone = Status()
+
+
+def told() -> Status:
+    """The latest; of a process without our runner, what it knows of itself."""
+    return _told or _alone
+
+
+def tell(status: Status) -> None:
+    """Keep what the parent said."""
+    global _told  # noqa: PLW0603
+    _told = status

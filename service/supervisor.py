@@ -1,0 +1,484 @@
+"""The parent: starts workers, and replaces those that are due, dead or stuck. It serves nobody, so it never waits.
+
+A worker is replaced in one order, whatever for: start the new one; when it serves, retire the old one; end the old
+one if it outlives the drain. Nobody is retired without a successor, and one replacement is made at a time.
+
+    starting ──▶ serving ──▶ retired ──▶ gone          recycle (max_requests), reload (SIGHUP, changed files),
+        │           ├──▶ stuck ──▶ retired             handover (SIGUSR2), asked (SIGTERM to the worker)
+        ▼           ▼
+      failed       died: replaced at once, and ever more slowly if that goes on
+
+Both ends of a control socket speak lines of JSON. The worker: {"state", "requests", "due"} every half second,
+{"failed": sentence} at its end. The parent: the errand first, {"status"} when it changes, {"retire": {"linger_s"}}.
+
+Signals: SIGTERM and SIGINT stop (a second SIGINT at once), SIGHUP replaces all workers, SIGUSR2 replaces this very
+process as well, SIGTTIN and SIGTTOU add a worker and take one away.
+"""
+
+import contextlib
+import json
+import os
+import selectors
+import signal
+import socket
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from service import logs
+from service.errors import ConfigurationError
+from service.settings import Settings
+from service.status import Status
+from service.target import Target
+
+STUCK_S = 2.5
+"""A worker whose event loop has not beaten for so long is stuck. A wrong guess costs a replacement, no request."""
+
+TICK_S = 0.1
+_STOP_LINGER_S = 2.0  # how long an idle connection may still ask a server that stops
+_STEADY_S = 10.0  # a worker that lived so long did not die of its start
+_SLOWEST_S = 30.0  # between two starts of a worker that does not stay
+
+_BOOT = "import sys; sys.path.insert(0, {root!r}); from service.worker import main; main({control}, {listener})"
+_ROOT = str(Path(__file__).parent.parent)
+
+log = logs.events()
+
+
+class State(StrEnum):
+    """Where a worker is on its way."""
+
+    STARTING = "starting"
+    SERVING = "serving"
+    RETIRED = "retired"
+
+
+@dataclass(eq=False)
+class Worker:
+    """A worker process, as its parent knows it.
+
+    Attributes:
+        pid: A child of this process.
+        control: The parent's end of the control socket, not blocking.
+        replaces: Whom it will relieve when it serves.
+        beat_s: When it was last heard, monotonic seconds.
+        end_s: When it is ended if it is still there; None = it has a right to live.
+        due: Why it asks to be replaced.
+        failed: Why it could not serve.
+    """
+
+    pid: int
+    control: socket.socket
+    state: State = State.STARTING
+    replaces: "Worker | None" = None
+    born_s: float = field(default_factory=time.monotonic)
+    beat_s: float = field(default_factory=time.monotonic)
+    end_s: float | None = None
+    due: str | None = None
+    stuck: bool = False
+    failed: str | None = None
+    received: bytes = b""
+
+    def tell(self, **message: Any) -> None:
+        """Never blocks: who does not read, as one that is stuck, will find it later."""
+        with contextlib.suppress(OSError):
+            self.control.send(json.dumps(message).encode() + b"\n")
+
+    def legacy(self) -> dict[str, Any]:
+        """What a parent needs to go on with this worker after exec: children stay children."""
+        return {"pid": self.pid, "control": self.control.fileno(), "state": self.state, "end_s": self.end_s}
+
+    @classmethod
+    def heir(cls, *, pid: int, control: int, state: str, end_s: float | None) -> "Worker":
+        """The worker of a `legacy`."""
+        os.set_inheritable(control, False)
+        return cls(pid, socket.socket(fileno=control), State(state), end_s=end_s)
+
+    def signal(self, number: int) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, number)
+
+    def heard(self) -> list[dict[str, Any]]:
+        """What it has said since."""
+        with contextlib.suppress(OSError):
+            while received := self.control.recv(65536):
+                self.received += received
+        *lines, self.received = self.received.split(b"\n")
+        said = []
+        for line in lines:
+            with contextlib.suppress(ValueError):  # half a line, cut by a handover
+                said.append(json.loads(line))
+        return said
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inheritance:
+    """What a parent leaves to itself across exec: descriptors stay open, children stay children.
+
+    Attributes:
+        listener: Descriptor.
+        workers: Of each, what `Worker.legacy` says.
+        started_s, recycles: As in `Status`.
+        redis: What the embedded Redis needs to be known again; None = there is none.
+    """
+
+    listener: int
+    workers: list[dict[str, Any]]
+    started_s: float
+    recycles: int
+    redis: dict[str, Any] | None = None
+
+
+class Supervisor:
+    """Runs workers until it is told to stop.
+
+    Args:
+        settings: Already in this process's environment, where workers read them.
+        listener: Bound and listening.
+        wanted: How many workers, at least 1.
+        watch: Calls its argument, from a thread of its own, when files have changed; None = no reloading.
+        inherited: Workers to relieve, after a handover.
+        hand_over: Called after SIGUSR2, when no worker is starting; comes back only if it cannot be done.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        target: Target,
+        listener: socket.socket,
+        *,
+        wanted: int,
+        watch: Callable[[Callable[[], None]], None] | None = None,
+        inherited: Inheritance | None = None,
+        hand_over: Callable[[Inheritance], None] | None = None,
+    ) -> None:
+        self.settings = settings
+        self.target = target
+        self.listener = listener
+        self.wanted = wanted
+        self.workers: list[Worker] = []
+        self.started_s = inherited.started_s if inherited else time.time()
+        self.recycles = inherited.recycles if inherited else 0
+        self._watch = watch
+        self._hand_over = hand_over
+        self._selector = selectors.DefaultSelector()
+        self._signals: deque[int] = deque()
+        self._queue: deque[tuple[Worker, str]] = deque()
+        self._told: Status | None = None
+        self._served = inherited is not None
+        self._announced = False
+        self._deaths = 0  # one after another, of workers that had not lived long
+        self._not_before_s = 0.0
+        self._broken = False  # what is on disk does not start: wait for the next change (while reloading)
+        self._hands_over = False
+        self._changed = threading.Event()
+        self._stopping_s: float | None = None
+        self._reason: str | None = None
+        for legacy in inherited.workers if inherited else ():
+            worker = Worker.heir(**legacy)
+            self._take(worker)
+            self._queue.append((worker, "handover"))
+
+    def run(self) -> None:
+        """Until SIGTERM or SIGINT, and the drain.
+
+        Raises:
+            ConfigurationError: No worker ever served; the first one's reason.
+        """
+        for number in _SIGNALS:
+            signal.signal(number, lambda number, _: self._signals.append(number))
+        if self._watch is not None:
+            threading.Thread(target=self._watch, args=[self._changed.set], daemon=True).start()
+        try:
+            while self._stopping_s is None or self.workers:
+                self._tick()
+        finally:
+            for worker in self.workers:
+                worker.signal(signal.SIGKILL)
+        if self._reason is not None:
+            raise ConfigurationError(self._reason)
+
+    def _tick(self) -> None:
+        self._hear()
+        self._obey()
+        self._bury()
+        if self._stopping_s is None:
+            self._maybe_hand_over()
+            self._look_for_stuck()
+            self._fill()
+            self._replace_next()
+        now_s = time.monotonic()
+        for worker in self.workers:
+            if worker.end_s is not None and now_s > worker.end_s:
+                log.warning("worker_overdue", worker=worker.pid)
+                worker.signal(signal.SIGKILL)
+                worker.end_s = now_s + 1
+        self._tell()
+
+    # What workers say
+
+    def _hear(self) -> None:
+        for key, _ in self._selector.select(TICK_S):
+            worker: Worker = key.data
+            for said in worker.heard():
+                worker.beat_s = time.monotonic()
+                worker.failed = worker.failed or said.get("failed")
+                if worker.stuck:
+                    self._came_back(worker)
+                if worker.due is None and said.get("due"):
+                    worker.due = said["due"]
+                    self._queue.append((worker, said["due"]))
+                if worker.state is State.STARTING and said.get("state") == "serving":
+                    self._now_serving(worker)
+
+    def _came_back(self, worker: Worker) -> None:
+        worker.stuck = False
+        worker.end_s = None if worker.state is State.SERVING else time.monotonic() + self.settings.drain_s
+        log.info("worker_back", worker=worker.pid)
+
+    def _now_serving(self, worker: Worker) -> None:
+        worker.state = State.SERVING
+        self._served, self._broken = True, False
+        took_s = round(time.monotonic() - worker.born_s, 2)
+        log.info("worker_serving", worker=worker.pid, took_s=took_s)
+        if self._stopping_s is not None:
+            self._retire(worker, "stopping")
+        if worker.replaces is not None:
+            old, worker.replaces = worker.replaces, None
+            self._retire(old, old.due or "replaced")
+
+    def _bury(self) -> None:
+        for worker in list(self.workers):
+            pid, outcome = os.waitpid(worker.pid, os.WNOHANG)
+            if not pid:
+                continue
+            for said in worker.heard():
+                worker.failed = worker.failed or said.get("failed")
+            self._drop(worker)
+            self._lament(worker, os.waitstatus_to_exitcode(outcome))
+
+    def _lament(self, worker: Worker, exit_code: int) -> None:
+        if worker.state is State.RETIRED or self._stopping_s is not None:
+            log.info("worker_ended", worker=worker.pid, exit_code=exit_code)
+        elif worker.state is State.SERVING:
+            self.recycles += 1
+            steady = time.monotonic() - worker.born_s > _STEADY_S
+            self._deaths = 0 if steady else self._deaths + 1
+            log.error("worker_died", worker=worker.pid, exit_code=exit_code, next_try_s=self._pause(self._deaths - 1))
+        else:
+            self._start_failed(worker, worker.failed or f"a worker ended at start-up with exit code {exit_code}")
+
+    def _start_failed(self, worker: Worker, reason: str) -> None:
+        if self.target.reload:
+            log.error("worker_failed", worker=worker.pid, reason=reason)
+            self._broken = True
+        elif self._served:
+            self._deaths += 1
+            log.error("worker_failed", worker=worker.pid, reason=reason, next_try_s=self._pause(self._deaths))
+        else:
+            self._reason = reason
+            self._stop(linger_s=0, at_once=True)
+        self._queue.clear()  # what does not start relieves nobody: all others stay
+        for other in self.workers:
+            other.due, other.stuck = None, False  # and may ask again
+
+    def _pause(self, failures: int) -> float:
+        """Wait with the next start, after so many that did not last; seconds."""
+        pause_s = 0.0 if failures <= 0 else min(_SLOWEST_S, 0.5 * 2 ** min(failures - 1, 10))
+        self._not_before_s = time.monotonic() + pause_s
+        return pause_s
+
+    # Starting and replacing
+
+    def _fill(self) -> None:
+        """See that as many are there as are wanted."""
+        actives = [worker for worker in self.workers if worker.state is not State.RETIRED]
+        relieving = sum(worker.replaces in actives for worker in actives if worker.replaces is not None)
+        missing = self.wanted - (len(actives) - relieving)
+        if self._broken or time.monotonic() < self._not_before_s:
+            return
+        for _ in range(missing):
+            self._start()
+        for _ in range(-missing):
+            idle = [worker for worker in actives if worker.state is State.SERVING]
+            if len(idle) > 1:
+                self._retire(idle[0], "fewer")
+                actives.remove(idle[0])
+
+    def _start(self, replaces: Worker | None = None) -> None:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            theirs.set_inheritable(True)
+            self.listener.set_inheritable(True)
+            boot = _BOOT.format(root=_ROOT, control=theirs.fileno(), listener=self.listener.fileno())
+            # Not multiprocessing: it would import the parent's main module once more, for every worker. -P: the
+            # directory somebody stands in must not hide our package; the import path comes with the errand.
+            pid = os.posix_spawn(sys.executable, [sys.executable, "-P", "-c", boot], os.environ)
+        worker = Worker(pid, ours, replaces=replaces)
+        self._take(worker)
+        worker.tell(path=sys.path, target=asdict(self.target))
+        if self._told is not None:
+            worker.tell(status=self._told.data())
+
+    def _take(self, worker: Worker) -> None:
+        worker.control.setblocking(False)
+        self._selector.register(worker.control, selectors.EVENT_READ, worker)
+        self.workers.append(worker)
+
+    def _drop(self, worker: Worker) -> None:
+        self._selector.unregister(worker.control)
+        worker.control.close()
+        self.workers.remove(worker)
+
+    def _replace_next(self) -> None:
+        """Begin the next replacement, unless one is under way, or too many of the old ones are still there."""
+        if any(worker.state is State.STARTING for worker in self.workers) or time.monotonic() < self._not_before_s:
+            return
+        retired = sum(worker.state is State.RETIRED for worker in self.workers)
+        while self._queue:
+            worker, reason = self._queue[0]
+            if worker.state is State.SERVING and worker in self.workers:
+                if reason == "recycle" and retired >= self.wanted:
+                    return
+                self._queue.popleft()
+                worker.due = reason
+                self._start(replaces=worker)
+                return
+            self._queue.popleft()
+        if not self._announced:
+            self._announced = True
+            notify("READY=1")
+
+    def _retire(self, worker: Worker, reason: str) -> None:
+        if worker.state is not State.SERVING:
+            return
+        worker.state = State.RETIRED
+        if self._stopping_s is None:
+            self.recycles += 1
+        # Who reloads wants the new code at the next request.
+        self._send_away(worker, reason, linger_s=0 if self.target.reload else self.settings.drain_s)
+
+    def _send_away(self, worker: Worker, reason: str, *, linger_s: float) -> None:
+        log.info("worker_retired", worker=worker.pid, reason=reason)
+        worker.tell(retire={"linger_s": linger_s})
+        if worker.end_s is None:
+            worker.end_s = time.monotonic() + self.settings.drain_s + TICK_S
+
+    def _look_for_stuck(self) -> None:
+        now_s = time.monotonic()
+        if now_s < self._not_before_s:
+            return
+        stuck = [worker for worker in self.workers if worker.stuck]
+        for worker in self.workers:
+            if worker.state is not State.SERVING or worker.stuck or now_s - worker.beat_s < STUCK_S:
+                continue
+            if len(stuck) >= self.wanted:
+                return
+            stuck.append(worker)
+            worker.stuck, worker.due = True, "stuck"
+            patience_s = self.settings.request_timeout_s or self.settings.drain_s
+            worker.end_s = worker.beat_s + max(patience_s, STUCK_S)
+            log.error(
+                "worker_stuck", worker=worker.pid, for_s=round(now_s - worker.beat_s, 1), ended_after_s=patience_s
+            )
+            self._start(replaces=worker)
+
+    # What the world says
+
+    def _obey(self) -> None:
+        if self._changed.is_set():
+            self._changed.clear()
+            self._broken = False
+            self._replace_all("changed")
+        while self._signals:
+            number = self._signals.popleft()
+            if number == signal.SIGTERM:
+                self._stop(linger_s=_STOP_LINGER_S)
+            elif number == signal.SIGINT:
+                self._stop(linger_s=0, at_once=self._stopping_s is not None)
+            elif self._stopping_s is not None:
+                continue
+            elif number == signal.SIGHUP:
+                notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
+                self._announced = False
+                self._replace_all("reload")
+            elif number == signal.SIGUSR2:
+                self._hands_over = self._hand_over is not None
+            elif number == signal.SIGTTIN:
+                self.wanted += 1
+            elif number == signal.SIGTTOU:
+                self.wanted = max(1, self.wanted - 1)
+
+    def _replace_all(self, reason: str) -> None:
+        log.info("reload", reason=reason)
+        queued = {worker for worker, _ in self._queue}
+        self._queue.extend(
+            (worker, reason)
+            for worker in self.workers
+            if worker.state is not State.RETIRED and worker not in queued and not worker.stuck
+        )
+
+    def _stop(self, *, linger_s: float, at_once: bool = False) -> None:
+        if self._stopping_s is None:
+            self._stopping_s = time.monotonic()
+            if self._reason is None:
+                notify("STOPPING=1")
+                log.info("stopping", drain_s=self.settings.drain_s)
+            self.listener.close()
+            for worker in self.workers:
+                worker.end_s = self._stopping_s + self.settings.drain_s
+                if worker.state is State.STARTING:
+                    worker.signal(signal.SIGTERM)
+                elif worker.state is State.SERVING:
+                    worker.state = State.RETIRED
+                worker.tell(retire={"linger_s": min(linger_s, self.settings.drain_s / 4)})
+        if at_once:
+            for worker in self.workers:
+                worker.signal(signal.SIGKILL)
+
+    def _tell(self) -> None:
+        serving = sum(worker.state is State.SERVING for worker in self.workers)
+        status = Status(workers=self.wanted, serving=serving, recycles=self.recycles, started_s=self.started_s)
+        if status != self._told:
+            self._told = status
+            for worker in self.workers:
+                worker.tell(status=status.data())
+
+    def _maybe_hand_over(self) -> None:
+        """Not while a worker is starting: whoever comes after could not tell it from one that serves."""
+        starting = any(worker.state is State.STARTING for worker in self.workers)
+        if self._hands_over and not starting and self._hand_over is not None:
+            self._hands_over = False
+            self._hand_over(self.inheritance())
+
+    def inheritance(self) -> Inheritance:
+        """What a handover leaves."""
+        return Inheritance(
+            listener=self.listener.fileno(),
+            workers=[worker.legacy() for worker in self.workers],
+            started_s=self.started_s,
+            recycles=self.recycles,
+        )
+
+
+_SIGNALS = [
+    getattr(signal, name)
+    for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR2", "SIGTTIN", "SIGTTOU")
+    if hasattr(signal, name)
+]
+
+
+def notify(state: str) -> None:
+    """Tell systemd (sd_notify(3)); nothing where there is none."""
+    path = os.environ.get("NOTIFY_SOCKET")
+    if not path:
+        return
+    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as messenger:
+        messenger.connect("\0" + path[1:] if path.startswith("@") else path)
+        messenger.send(state.encode())
