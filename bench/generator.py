@@ -131,7 +131,10 @@ class _Connection(asyncio.Protocol):
         self.load.latencies_us.append((time.monotonic_ns() - self.sent_ns) // 1000)
         self.load.answers[_verdict(head, body[:length])] += 1
         self.sent_ns, self.buffer = 0, body[length:]
-        self._send()
+        if b"\r\nconnection: close" in head.lower():
+            self.transport.close()
+        else:
+            self._send()
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self.sent_ns:

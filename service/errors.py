@@ -5,14 +5,19 @@
     │   └── InvalidLimit     a limit string, algorithm or burst that cannot be meant
     ├── InvalidInput         a caller's value is wrong; names the field; nothing was charged
     │   └── NoIdentity       a key function found nobody to charge
-    └── StoreUnavailable     no answer from Redis within the deadline
+    ├── StoreUnavailable     no answer from Redis within the deadline
+    └── DatabaseUnavailable  no answer from Supabase; also an HTTPException, which an app answers with 503
+        └── DatabaseTimeout  it was too slow: 504
 
 A refused request is not an error: it is a `Decision` whose `allowed` is false.
 """
 
 import json
+import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
+
+from starlette.exceptions import HTTPException
 
 QUOTA_EXCEEDED = "https://iana.org/assignments/http-problem-types#quota-exceeded"
 REDUCED_CAPACITY = "https://iana.org/assignments/http-problem-types#temporary-reduced-capacity"
@@ -65,6 +70,44 @@ class NoIdentity(InvalidInput):
 
 class StoreUnavailable(OnequotaError):
     """Redis did not answer within the deadline, or refused to. Callers are told 503, never 429 or 500."""
+
+
+class DatabaseUnavailable(OnequotaError, HTTPException):
+    """Supabase cannot be reached, gives no usable answer, or is not configured.
+
+    An HTTPException too, so that every FastAPI or Starlette app answers it without being told how, in the form of its
+    other errors: 503, a sentence that names nothing internal and, where asking again cannot do a write twice,
+    Retry-After. What happened in full is `str(error)`: for logs, not for callers.
+
+    Attributes:
+        maybe_done: A write was sent and its outcome is not known: it may or may not have happened.
+    """
+
+    _status: ClassVar[int] = 503
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        maybe_done: bool = False,
+        detail: str = "The database does not answer at the moment; try again shortly",
+        retry_after_s: float | None = 1,
+    ) -> None:
+        if maybe_done:
+            detail = "The database did not answer: this may or may not have been carried out"
+        again = self._status == 503 and not maybe_done and retry_after_s is not None
+        headers = {"retry-after": str(math.ceil(retry_after_s or 0))} if again else None
+        HTTPException.__init__(self, self._status, detail, headers)
+        self.maybe_done = maybe_done
+
+    __str__ = BaseException.__str__
+    __repr__ = BaseException.__repr__
+
+
+class DatabaseTimeout(DatabaseUnavailable):
+    """Supabase was too slow: no connection, or no whole answer, within the time a call may take. Answered with 504."""
+
+    _status = 504
 
 
 def problem(status: int, detail: str, *, type_: str = "about:blank", extra: Mapping[str, Any] | None = None) -> bytes:

@@ -37,8 +37,6 @@ REQUEST_ID: ContextVar[str | None] = ContextVar("onequota_request_id", default=N
 
 _TRACE = 5  # uvicorn's
 _BACKUPS = 5
-_LARGEST_WRITE = 1 << 20
-"""A line of up to so many bytes reaches standard error in one write(2): workers do not cut into each other's lines."""
 
 _TALKERS = ("httpx", "httpcore", "hpack", "h2", "watchfiles")
 """Held at WARNING whatever the log level: below it httpx writes a line a request, with the query; hpack and httpcore
@@ -60,22 +58,28 @@ class Events(structlog.BoundLoggerBase):
     A field may be of any type. `exc_info` and `stack_info` mean what they mean to `logging`.
     """
 
-    # One frame each between the caller and structlog: `_record` counts on it to find the caller's line.
-    def debug(self, event: str, **fields: Any) -> None:
-        self._proxy_to_logger("debug", event, **fields)
+    def debug(self, event: str, /, **fields: Any) -> None:
+        self._tell("debug", event, fields)
 
-    def info(self, event: str, **fields: Any) -> None:
-        self._proxy_to_logger("info", event, **fields)
+    def info(self, event: str, /, **fields: Any) -> None:
+        self._tell("info", event, fields)
 
-    def warning(self, event: str, **fields: Any) -> None:
-        self._proxy_to_logger("warning", event, **fields)
+    def warning(self, event: str, /, **fields: Any) -> None:
+        self._tell("warning", event, fields)
 
-    def error(self, event: str, **fields: Any) -> None:
-        self._proxy_to_logger("error", event, **fields)
+    def error(self, event: str, /, **fields: Any) -> None:
+        self._tell("error", event, fields)
 
-    def exception(self, event: str, **fields: Any) -> None:
+    def exception(self, event: str, /, **fields: Any) -> None:
         """An error, with the exception that is being handled."""
-        self._proxy_to_logger("exception", event, **fields)
+        self._tell("exception", event, fields)
+
+    def _tell(self, method: str, event: str, fields: dict[str, Any]) -> None:
+        if "event" in fields:
+            fields["event_"] = fields.pop("event")
+        with contextlib.suppress(structlog.DropEvent):  # below the level
+            args, how = self._process_event(method, event, fields)
+            getattr(self._logger, method)(*args, **how)
 
 
 def events(name: str = "onequota") -> Events:
@@ -97,6 +101,7 @@ def _record(_logger: object, _method: str, fields: EventDict) -> tuple[tuple[str
     event = str(fields.pop("event"))
     request = {"request_id": REQUEST_ID.get()} if REQUEST_ID.get() else {}
     message = " ".join([_escaped(event), *_pairs({**request, **fields})])
+    # Three frames up, past `_tell` and the method, is the caller, whose line the record is of.
     return (message,), {"extra": {"onequota": (event, fields)}, "stacklevel": 3, **how}
 
 
@@ -142,22 +147,13 @@ def _replace(logger: logging.Logger, handlers: list[logging.Handler]) -> None:
 
 def _handlers(settings: Settings) -> list[logging.Handler]:
     as_json = settings.log_format == "json" or (settings.log_format is None and settings.production)
-    error = _Stderr(_stderr())
+    error = _Stderr(sys.stderr)
     error.setFormatter(_json_lines() if as_json else _text_lines(colours=_wants_colours(sys.stderr)))
     if settings.log_file is None:
         return [error]
     file = _file(settings.log_file, settings.log_file_mb * 1_000_000, error)
     file.setFormatter(_json_lines() if as_json else _text_lines(colours=False))
     return [error, file]
-
-
-def _stderr() -> TextIO:
-    """Standard error with a buffer that takes a whole line; as it is, where it has no file descriptor."""
-    try:
-        fd = sys.stderr.fileno()
-    except (AttributeError, OSError, ValueError):
-        return sys.stderr
-    return open(fd, "w", buffering=_LARGEST_WRITE, encoding="utf-8", errors="backslashreplace", closefd=False)
 
 
 def _wants_colours(stream: TextIO) -> bool:
@@ -177,7 +173,7 @@ class _Ours(logging.Handler):
 
 
 class _Stderr(_Ours, logging.StreamHandler[TextIO]):
-    pass
+    """A line is one write(2), so that workers do not cut into each other's; only a full pipe may cut a long one."""
 
 
 def _file(path: str, most_bytes: int, error: logging.Handler) -> logging.Handler:

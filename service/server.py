@@ -38,7 +38,7 @@ from service import target as targets
 from service.errors import ConfigurationError
 from service.limits.stores.embedded import EmbeddedRedis, find_binary
 from service.settings import FAKE_REDIS, HANDOVER, PROBE, Settings, default_workers, redacted, take_handover
-from service.supervisor import Inheritance, Supervisor
+from service.supervisor import SIGNALS, Inheritance, Supervisor
 from service.target import Target
 
 _EXAMPLE = '{"key":"alice","limits":"10/minute"}'
@@ -212,11 +212,13 @@ def _hand_over(legacy: Inheritance, environment: dict[str, str]) -> None:
     numbers = [legacy.listener, *(worker["control"] for worker in legacy.workers)]
     for number in numbers:
         os.set_inheritable(number, True)
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # until there is somebody again to take them
     try:
         os.execve(sys.executable, command, environment | {HANDOVER: json.dumps(asdict(legacy))})
     except OSError as error:
         for number in numbers:
             os.set_inheritable(number, False)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         _log.error("handover_failed", reason=str(error))
 
 

@@ -191,8 +191,9 @@ class Supervisor:
         Raises:
             ConfigurationError: No worker ever served; the first one's reason.
         """
-        for number in _SIGNALS:
+        for number in SIGNALS:
             signal.signal(number, lambda number, _: self._signals.append(number))
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # blocked across a handover
         if self._watch is not None:
             threading.Thread(target=self._watch, args=[self._changed.set], daemon=True).start()
         try:
@@ -319,7 +320,10 @@ class Supervisor:
             boot = _BOOT.format(root=_ROOT, control=theirs.fileno(), listener=self.listener.fileno())
             # Not multiprocessing: it would import the parent's main module once more, for every worker. -P: the
             # directory somebody stands in must not hide our package; the import path comes with the errand.
-            pid = os.posix_spawn(sys.executable, [sys.executable, "-P", "-c", boot], os.environ)
+            # Ctrl-C reaches the whole group: not before the worker can take it as what it is.
+            masked = [signal.SIGINT, signal.SIGHUP]
+            command = [sys.executable, "-P", "-c", boot]
+            pid = os.posix_spawn(sys.executable, command, os.environ, setsigmask=masked)
         worker = Worker(pid, ours, replaces=replaces)
         self._take(worker)
         worker.tell(path=sys.path, target=asdict(self.target))
@@ -467,7 +471,7 @@ class Supervisor:
         )
 
 
-_SIGNALS = [
+SIGNALS = [
     getattr(signal, name)
     for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR2", "SIGTTIN", "SIGTTOU")
     if hasattr(signal, name)

@@ -58,9 +58,10 @@ _log = logs.events()
 
 def main(control_fd: int, listener_fd: int) -> None:
     """The life of a worker process. Its settings are in the environment; the rest is the parent's first line."""
-    for number in {getattr(signal, name) for name in ("SIGINT", "SIGHUP", "SIGUSR2") if hasattr(signal, name)}:
-        # The terminal sends these to the whole group. A handler, for what is ignored stays ignored in children.
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR2):
+        # A terminal sends them to the whole group. A handler, for what is ignored stays ignored in children.
         signal.signal(number, lambda *_: None)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT, signal.SIGHUP])
     os.set_inheritable(control_fd, False)
     os.set_inheritable(listener_fd, False)
     parent = Parent(socket.socket(fileno=control_fd))
@@ -138,6 +139,7 @@ class Server(uvicorn.Server):
         self._recycle_at = settings.max_requests + random.randint(0, settings.max_requests // 10)
         self._asked = False
         self._beaten_s = 0.0
+        self._over = threading.Event()
         self._unheard: dict[_Http, tuple[object, float]] = {}
 
     # Serving
@@ -147,7 +149,7 @@ class Server(uvicorn.Server):
         loop = asyncio.get_running_loop()
         loop.add_reader(self._parent.control.fileno(), self._listen)
         self._beat(loop)
-        threading.Thread(target=self._watch, args=[threading.main_thread().ident], daemon=True).start()
+        threading.Thread(target=self._watch, args=[threading.get_ident()], daemon=True).start()
 
     def _beat(self, loop: asyncio.AbstractEventLoop) -> None:
         self._beaten_s = time.monotonic()
@@ -176,8 +178,7 @@ class Server(uvicorn.Server):
     def _watch(self, loop_thread: int) -> None:
         """From a thread: say where the loop hangs, once each time. The parent acts; this is for people."""
         told_s = 0.0
-        while True:
-            time.sleep(BEAT_S)
+        while not self._over.wait(BEAT_S):
             since_s = self._beaten_s
             if since_s != told_s and time.monotonic() - since_s > STUCK_S:
                 told_s = since_s
@@ -192,7 +193,8 @@ class Server(uvicorn.Server):
             self._asked = True
             self.should_exit = self.should_exit or not self.started
 
-        signal.signal(signal.SIGTERM, ask)
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, ask)
         yield
 
     def _close_unheard(self, now_s: float) -> None:
@@ -230,6 +232,7 @@ class Server(uvicorn.Server):
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout_at(asyncio.get_running_loop().time() + max(0.5, end_s - time.monotonic())):
                 await self.lifespan.shutdown()
+        self._over.set()
 
     def _say_close(self) -> None:
         """Every response whose head is not sent yet ends its connection; also repairs the date."""

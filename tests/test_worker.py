@@ -1,0 +1,305 @@
+"""One worker's connections, and what it touches of uvicorn. The rest of its life is in test_supervisor."""
+
+import asyncio
+import contextlib
+import http.client
+import socket
+import ssl
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import uvicorn
+from servers import needs
+from uvicorn.importer import ImportFromStringError
+
+from service import worker
+from service.errors import InvalidLimit
+from service.settings import Settings
+from service.target import SERVICE, Target
+
+
+def test_the_pinned_uvicorn_is_here() -> None:
+    """Another one moves what the tests below hold on to: read worker.py against it first."""
+    assert uvicorn.__version__.startswith("0.54.")
+
+
+# An app for a target: test_worker:app, answered in this process.
+
+
+async def app(scope: Any, receive: Any, send: Any) -> None:
+    if scope["type"] != "http":
+        return
+    if scope["path"] == "/read":
+        while (await receive()).get("more_body"):
+            pass
+    if scope["path"] == "/later":
+        await asyncio.sleep(float(scope["query_string"] or b"0.5"))
+    body = scope["path"].encode()
+    status = 429 if scope["path"] == "/refused" else 200
+    await send({"type": "http.response.start", "status": status, "headers": [(b"content-length", b"%d" % len(body))]})
+    await send({"type": "http.response.body", "body": body})
+
+
+class Serving:
+    """A worker's server in a thread, with the parent's end of its socket."""
+
+    def __init__(self, target: Target, **settings: Any) -> None:
+        self.parent, control = socket.socketpair()
+        listener = socket.create_server(("127.0.0.1", 0))
+        self.port = listener.getsockname()[1]
+        made = Settings(**{"access_log": False, **settings})
+        self.server = worker.Server(worker._Config(made, target), worker.Parent(control), made)
+        control.setblocking(False)
+        self.thread = threading.Thread(target=self._run, args=[listener, control])
+        self.thread.start()
+
+    def _run(self, listener: socket.socket, control: socket.socket) -> None:
+        with listener, control:
+            self.server.run([listener])
+
+    def heard(self) -> bytes:
+        return self.parent.recv(65536)
+
+    def retire(self, linger_s: float = 0) -> None:
+        self.parent.send(b'{"retire": {"linger_s": %f}}\n' % linger_s)
+
+    def connect(self) -> http.client.HTTPConnection:
+        return http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
+
+    def raw(self) -> socket.socket:
+        return socket.create_connection(("127.0.0.1", self.port), timeout=20)
+
+
+@pytest.fixture
+def serving() -> Iterator[Callable[..., Serving]]:
+    started: list[Serving] = []
+
+    def start(target: Target = Target(app="test_worker:app"), **settings: Any) -> Serving:  # noqa: B008
+        started.append(Serving(target, **settings))
+        assert b"serving" in started[-1].heard()
+        return started[-1]
+
+    yield start
+    for each in started:
+        with contextlib.suppress(OSError):  # it may be gone
+            each.retire()
+        each.thread.join(20)
+        each.parent.close()
+        assert not each.thread.is_alive()
+
+
+def ask(connection: http.client.HTTPConnection, path: str, **more: Any) -> http.client.HTTPResponse:
+    connection.request("POST" if more else "GET", path, **more)
+    answer = connection.getresponse()
+    answer.read()
+    return answer
+
+
+# Bodies that nobody wants
+
+
+BIG = bytes(10_000_000)
+
+
+@pytest.mark.parametrize("close", [False, True], ids=["keep-alive", "close"])
+def test_a_client_that_sends_10_mb_and_then_reads_always_reads_its_refusal(
+    serving: Callable[..., Serving], close: bool
+) -> None:
+    """Whoever closes at once under a body sends a reset, which takes the answer with it."""
+    server = serving()
+    headers = {"connection": "close"} if close else {}
+    statuses = []
+    for _ in range(20):
+        with contextlib.closing(server.connect()) as connection:
+            statuses.append(ask(connection, "/refused", body=BIG, headers=headers).status)
+            if not close:
+                assert ask(connection, "/read", body=b"x").status == 200, "the connection lives"
+    assert statuses == [429] * 20
+
+
+def test_a_body_that_is_still_sent_when_the_worker_retires_does_not_reset_its_answer(
+    serving: Callable[..., Serving],
+) -> None:
+    server = serving()
+    with server.raw() as client:
+        client.sendall(b"POST /later HTTP/1.1\r\nhost: x\r\ncontent-length: 10000000\r\n\r\n")
+        server.retire()
+        for _ in range(100):
+            client.sendall(BIG[:100_000])
+            time.sleep(0.01)
+        answer = client.recv(65536)
+        assert answer.startswith(b"HTTP/1.1 200 OK")
+        assert b"connection: close" in answer
+        client.settimeout(2)
+        assert client.recv(10) == b"", "and then it is closed"
+
+
+def test_after_a_refused_body_the_connection_is_kept_as_long_as_any(serving: Callable[..., Serving]) -> None:
+    """uvicorn forgets its keep-alive timer when a body goes on after the answer."""
+    server = serving(keep_alive_s=1)
+    with server.raw() as client:
+        client.sendall(b"POST /refused HTTP/1.1\r\nhost: x\r\ncontent-length: 100000\r\n\r\n")
+        assert client.recv(65536).startswith(b"HTTP/1.1 429")
+        client.sendall(BIG[:100_000])
+        began_s = time.monotonic()
+        assert client.recv(10) == b""
+        assert 0.5 < time.monotonic() - began_s < 10
+
+
+# Clients that never send
+
+
+def test_a_client_that_sends_nothing_is_closed_and_one_that_sends_half_a_header_is_told(
+    serving: Callable[..., Serving],
+) -> None:
+    server = serving(header_timeout_s=0.5)
+    with server.raw() as silent, server.raw() as slow, server.raw() as used:
+        slow.sendall(b"GET / HTTP/1.1\r\nhost: ")
+        used.sendall(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
+        assert used.recv(65536).startswith(b"HTTP/1.1 200")
+        assert silent.recv(10) == b""
+        assert slow.recv(65536).startswith(b"HTTP/1.1 408 Request Timeout\r\n")
+        assert slow.recv(10) == b""
+        used.sendall(b"GET /again HTTP/1.1\r\nhost: ")
+        assert used.recv(65536).startswith(b"HTTP/1.1 408"), "the second request of a connection is waited for as long"
+
+
+def test_an_idle_connection_and_a_slow_body_are_no_slow_header(serving: Callable[..., Serving]) -> None:
+    server = serving(header_timeout_s=0.5)
+    with server.raw() as idle, server.raw() as slow:
+        idle.sendall(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
+        assert idle.recv(65536).startswith(b"HTTP/1.1 200")
+        slow.sendall(b"POST /read HTTP/1.1\r\nhost: x\r\ncontent-length: 20\r\n\r\n")
+        for _ in range(20):
+            time.sleep(0.1)
+            slow.sendall(b"x")
+        assert slow.recv(65536).startswith(b"HTTP/1.1 200")
+        idle.sendall(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
+        assert idle.recv(65536).startswith(b"HTTP/1.1 200")
+
+
+# Retiring
+
+
+def test_a_retired_worker_accepts_nobody_and_answers_who_is_connected_once(serving: Callable[..., Serving]) -> None:
+    server = serving(drain_s=10)
+    with contextlib.closing(server.connect()) as connection:
+        assert ask(connection, "/a").headers["connection"] is None
+        server.retire(linger_s=10)
+        deadline = time.monotonic() + 10
+        with pytest.raises(OSError):
+            while time.monotonic() < deadline:
+                server.raw().close()
+                time.sleep(0.02)
+        assert ask(connection, "/b").headers["connection"] == "close"
+    server.thread.join(5)
+    assert not server.thread.is_alive(), "nothing is left to wait for"
+
+
+def test_an_answer_that_began_to_be_made_long_before_still_says_close(serving: Callable[..., Serving]) -> None:
+    """uvicorn makes a new list of headers every second, and a request keeps the one it came under."""
+    server = serving()
+    with contextlib.closing(server.connect()) as connection:
+        connection.request("GET", "/later?1.6")
+        time.sleep(1.2)
+        server.retire()
+        assert connection.getresponse().headers["connection"] == "close"
+
+
+def test_a_request_that_has_arrived_but_was_not_read_keeps_its_connection_from_being_closed(
+    serving: Callable[..., Serving], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = serving(drain_s=4)
+    unread = {"bytes": 1}
+    monkeypatch.setattr(worker, "_unread_bytes", lambda _: unread["bytes"])
+    with server.raw() as client:
+        client.sendall(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
+        assert client.recv(65536).startswith(b"HTTP/1.1 200")
+        server.retire(linger_s=0)
+        client.settimeout(1)
+        with pytest.raises(TimeoutError):
+            client.recv(10)
+        unread["bytes"] = 0
+        assert client.recv(10) == b""
+
+
+def test_the_kernel_says_what_is_unread() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        assert worker._unread_bytes(ours.fileno()) == 0
+        theirs.send(b"12345")
+        assert worker._unread_bytes(ours.fileno()) == 5
+
+
+def test_a_parent_that_is_gone_is_an_order_to_retire(serving: Callable[..., Serving]) -> None:
+    server = serving()
+    server.parent.shutdown(socket.SHUT_RDWR)
+    server.thread.join(10)
+    assert not server.thread.is_alive()
+
+
+def test_a_parent_that_does_not_read_blocks_nobody(serving: Callable[..., Serving]) -> None:
+    server = serving()
+    for _ in range(5_000):
+        server.server._parent.say(padding="x" * 500)
+    with contextlib.closing(server.connect()) as connection:
+        assert ask(connection, "/").status == 200
+
+
+# What is told
+
+
+def test_uvicorn_is_configured_as_promised() -> None:
+    config = worker._Config(Settings(workers=3), SERVICE)
+    assert (config.timeout_keep_alive, config.backlog, config.timeout_graceful_shutdown) == (75, 2048, 20)
+    assert (config.proxy_headers, config.server_header, config.factory) == (False, False, True)
+    assert config.headers == [("keep-alive", "timeout=70")]
+
+
+def test_a_short_keep_alive_is_not_hinted_at() -> None:
+    """Node's agent takes the hint for the longest it may wait for an answer."""
+    assert worker._Config(Settings(keep_alive_s=34), SERVICE).headers == []
+
+
+def raised(error: BaseException) -> BaseException:
+    try:
+        raise error
+    except BaseException as caught:
+        return caught
+
+
+def test_the_reason_of_a_worker_is_one_line_with_the_place_in_the_code() -> None:
+    line = worker._reason("m:a", raised(KeyError("SECRET\nKEY")))
+    assert line.startswith('app "m:a" cannot be loaded: KeyError: ')
+    assert f"({__file__}, line " in line
+    assert "\n" not in line
+
+
+def test_our_own_sentences_are_told_as_they_are() -> None:
+    assert worker._reason("m:a", raised(InvalidLimit('limit "x": what?'))) == 'limit "x": what?'
+    missing = ImportFromStringError('Attribute "a" not found in module "m".')
+    assert worker._reason("m:a", missing) == 'app "m:a" cannot be loaded: Attribute "a" not found in module "m"'
+    assert worker._reason("m:a", worker.AppFailedError("no database")) == "the app failed to start: no database"
+
+
+# TLS
+
+
+def test_tls_is_served_and_a_refused_body_is_no_reset_there_either(
+    serving: Callable[..., Serving], tmp_path: Path
+) -> None:
+    key, certificate = tmp_path / "key", tmp_path / "certificate"
+    made = "req -x509 -nodes -days 2 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -subj /CN=x"
+    named = ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(certificate)]
+    subprocess.run([needs("openssl"), *made.split(), *named], check=True, capture_output=True)
+    server = serving(Target(app="test_worker:app", ssl_keyfile=str(key), ssl_certfile=str(certificate)))
+    trusted = ssl.create_default_context(cafile=str(certificate))
+    for headers in ({}, {"connection": "close"}):
+        connection = http.client.HTTPSConnection("127.0.0.1", server.port, timeout=20, context=trusted)
+        with contextlib.closing(connection):
+            assert ask(connection, "/refused", body=BIG, headers=headers).status == 429
