@@ -1,18 +1,26 @@
 """onequota: one quota for every worker.
 
-How a request travels, room by room. A refusal leaves at the gate: before the body is read, before validation,
-before dependencies.
+How a request travels, room by room. A refusal leaves at the shield or at the gate: before the body is read, before
+validation, before dependencies.
 
-    socket → gate ──────────────────────────────────────────────────────→ route → response
-             │ match:     which route will take it (limits/match.py)               ↑ headers
-             │ identity:  who asks (limits/identity.py)                            │
-             │ plan:      which limits apply, compiled once per route (limits/plan.py)
-             │ engine:    one script, all limits, all or nothing ⇄ Redis           │
-             └ decision:  allowed? remaining, reset, retry ────────────────────────┘
+    socket → shield → gate ─────────────────────────────────────────────→ route → response
+             guard    │ match:     which route will take it (limits/match.py)      ↑ headers
+             shedding │ identity:  who asks (limits/identity.py)                   │
+             deadline │ plan:      which limits apply, compiled once per route (limits/plan.py)
+                      │ engine:    one script, all limits, all or nothing ⇄ Redis  │
+                      └ decision:  allowed? remaining, reset, retry ───────────────┘
 
-    cli.py          the two commands; no logic
+    cli.py          the commands; no logic
     settings.py     the only reader of the environment
-    server.py       uvicorn workers: start, share a socket, stop
+    server.py       the runner: what is asked for, checked, wired, announced, handed over
+      target.py     what is run
+      listener.py   the one socket all workers share
+      supervisor.py the parent: starts workers, replaces what is due, dead or stuck
+      worker.py     one process: uvicorn, its heartbeat and its gentle end; the only file on uvicorn
+    shield.py       the outermost middleware: guard, deadlines, load shedding
+    database/       the Supabase client: one per process
+    logs.py         events, one line each; the only file that names structlog
+    status.py       what the parent tells its workers of the whole service
     app.py          create_app(settings): the service, wired
     routes/         what the service answers: one noun a file
     errors.py       one tree of errors, and problem+json
@@ -35,7 +43,6 @@ before dependencies.
 
 Rooms marked · are pure: no clock, socket, environment. Imports point inward: routes → limits → algorithms.
 
-Rooms the plan keeps free, for what comes next: shield.py and database.py here (deadlines, load shedding, the Supabase
-client); limits/outage.py (the breaker, and what is answered while Redis is away: until then 503), limits/catalog.py
-(named policies from a file), stores/ for Sentinel and Cluster.
+Rooms the plan keeps free, for what comes next: limits/outage.py (the breaker, and what is answered while Redis is
+away: until then 503), limits/catalog.py (named policies from a file), stores/ for Sentinel and Cluster.
 """

@@ -9,6 +9,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from service import settings as deployment
+from service.database import Supabase
 from service.limits import Limiter, identity
 from service.limits.passage import problem_response
 from service.routes import check, health
@@ -34,9 +35,13 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         deadline_s=settings.redis_timeout_ms / 1000,
     )
 
+    key = settings.supabase_service_key
+    supabase = Supabase(settings.supabase_url, key.get_secret_value() if key else None)
+
     @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        yield
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async with supabase as app.state.supabase:
+            yield
         await limiter.aclose()
 
     app = FastAPI(
@@ -49,7 +54,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.limiter = limiter
     app.state.settings = settings
     app.add_middleware(limiter.middleware)
-    app.include_router(health.router(limiter, settings))
+    app.include_router(health.router(limiter, supabase))
     app.include_router(check.router(limiter, settings))
     describe = app.openapi
 

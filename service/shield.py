@@ -3,23 +3,24 @@
     request → refuse   503 beyond `max_in_flight`, 413 beyond `max_body_bytes`: before the app runs
             → watch    one timer an event loop: 504 when no byte has come in time, a cut when a stream falls silent
             → guard    an exception is a 500; nothing is raised at the server once a response is whole
-            → response with `x-request-id`
+            → response with `x-request-id`; one that the app sends itself is left
 
 Every answer of the shield's own is problem+json with the request id. What is raised at the server on purpose cuts the
-connection, so that the client notices: a response that began and was not ended.
+connection, so that the client notices: a response that began and cannot be ended.
 
 A stream is a response without Content-Length, unless it has no body anyway (HEAD, 204, 205, 304); it is known by its
 first message. It leaves `in_flight` there and is one of `streams` until it ends.
 
 What runs out of time is cancelled through an anyio scope: a native cancel would break into `to_thread.run_sync` and
 leave its thread behind, uncounted (750 of them, measured; with a scope the pool's 40). The client has its 504 in time
-even while such a thread is stuck. Work is cancelled once, as by asyncio, so that a `finally:` may still await, and
-once more each second while it lasts.
+even while such a thread is stuck; a stream is cut when its thread is back. Work is cancelled once, as by asyncio, so
+that a `finally:` may still await, and once more each second while it lasts.
 
 For asyncio, with or without uvloop. Counts and limits are per event loop, and a worker has one.
 """
 
 import asyncio
+import contextlib
 import itertools
 import logging
 import math
@@ -169,14 +170,14 @@ class Shield:
                     if await exchange.failed(error):
                         raise
                 except CancelledError as error:
-                    task = asyncio.current_task()
-                    if task is None or task.cancelling():
-                        raise
-                    if await exchange.failed(error):  # nobody cancelled us: something that was awaited had been
+                    if _is_cancelled() or await exchange.failed(error):  # else something it awaited had been cancelled
                         raise
                 else:
                     if exchange.state != _COMPLETE:
                         await exchange.returned()
+        except CancelledError:
+            if exchange.state <= _COMPLETE or _is_cancelled():
+                raise
         except Exception as error:
             if exchange.state not in (_COMPLETE, _ANSWERED):
                 raise
@@ -237,7 +238,8 @@ class _Watch:
     def admits(self, exchange: "_Exchange") -> bool:
         """Whether there is room for one more; then it is counted and watched."""
         shield, path = self.shield, exchange.scope["path"]
-        if path not in shield.exempt and not self._is_exempt_below(path, exchange.scope):
+        root = exchange.scope.get("root_path") or ""
+        if path not in shield.exempt and (not root or path.removeprefix(root) not in shield.exempt):
             if 0 < shield.max_in_flight <= self.in_flight:
                 return False
             exchange.counted = True
@@ -246,10 +248,6 @@ class _Watch:
         if self._timer is None:
             self._look_at(exchange.since_s + self._shortest_s)
         return True
-
-    def _is_exempt_below(self, path: str, scope: Scope) -> bool:
-        root = scope.get("root_path")
-        return bool(root) and path.removeprefix(root) in self.shield.exempt
 
     def remove(self, exchange: "_Exchange") -> None:
         self._open.discard(exchange)
@@ -312,33 +310,6 @@ class _Exchange:
         over: The app has ended.
     """
 
-    __slots__ = (
-        "_asked",
-        "_begun_s",
-        "_chunks",
-        "_expects",
-        "_farewell",
-        "_gone",
-        "_held",
-        "_inside",
-        "_receive",
-        "_request_id",
-        "_send",
-        "_sender",
-        "_shield",
-        "_size",
-        "_status",
-        "_streams",
-        "_trailers",
-        "_watch",
-        "cancel",
-        "counted",
-        "over",
-        "scope",
-        "since_s",
-        "state",
-    )
-
     def __init__(
         self,
         watch: _Watch,
@@ -374,16 +345,15 @@ class _Exchange:
         if self.state <= _COMPLETE:
             self._asked = True
             message = await self._receive()
-            if message["type"] != "http.request":
-                self._gone = True
-                return message
-            self.since_s = self._watch.loop.time()
-            if not (most := self._shield.max_body_bytes):
-                return message
-            self._size += len(message.get("body", b""))
-            if self._size <= most:
-                return message
             if self.state <= _COMPLETE:
+                if message["type"] != "http.request":
+                    self._gone = True
+                    return message
+                self.since_s = self._watch.loop.time()
+                most = self._shield.max_body_bytes
+                self._size += len(message.get("body", b"")) if most else 0
+                if self._size <= most:
+                    return message
                 await self._overflow()
         await asyncio.sleep(0)  # an app that asks in a loop gives way to others, and can be cancelled
         return {"type": "http.disconnect"}
@@ -415,6 +385,8 @@ class _Exchange:
             elif state == _WAITING and kind == "http.response.body":
                 await self._body_at_first(message)
             elif state <= _COMPLETE:
+                if kind in _LAST:
+                    self._watch.remove(self)  # the server sends the file; we cannot see it move
                 await self._send(message)
                 if kind in _LAST and not message.get("more_body", message.get("more_trailers", False)):
                     self._complete()
@@ -548,9 +520,9 @@ class _Exchange:
 
     async def returned(self) -> None:
         """The app is done, and its response is not."""
-        if self._held is not None:
+        if self._held is not None and self.state == _WAITING:
             await self._release()
-        if self.state in (_COMPLETE, _ANSWERED) or self._gone:
+        if self._gone:
             return
         if self.state == _WAITING:
             log.error("no_response", **self._named())
@@ -593,7 +565,7 @@ class _Exchange:
         """The deadline has passed."""
         token = REQUEST_ID.set(self._request_id)
         if self.state == _WAITING:
-            self.state, self._held = _ANSWERED, None  # now: what the app sends from here on is too late
+            self.state = _ANSWERED  # now: what the app sends from here on is too late
             self._shield.timeouts += 1
             log.warning("request_timeout", **self._named(), timeout_s=self._shield.request_timeout_s)
             self._sender = self._watch.loop.create_task(self._answer_late())
@@ -629,14 +601,13 @@ class _Exchange:
             *headers,
         ]
         start, _ = self._head({"type": "http.response.start", "status": status, "headers": head})
-        self.state, self._status, self._held = _ANSWERED, status, None
+        self.state, self._status, self._held = _CUT, status, None
         self._watch.remove(self)
-        try:
+        with contextlib.suppress(OSError):  # TimeoutError is one
             async with asyncio.timeout(self._shield.stream_idle_s or None):
                 await self._send(start)
                 await self._send({"type": "http.response.body", "body": body, "more_body": False})
-        except OSError:  # TimeoutError is one
-            self.state = _CUT
+                self.state = _ANSWERED
         self.leave()
 
     def log_error(self, error: BaseException) -> None:
@@ -693,6 +664,12 @@ def _renew() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_renew)
+
+
+def _is_cancelled() -> bool:
+    """Whether somebody cancelled this very task."""
+    task = asyncio.current_task()
+    return task is None or task.cancelling() > 0
 
 
 def _cancel(scope: anyio.CancelScope) -> None:

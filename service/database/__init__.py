@@ -41,8 +41,9 @@ from service.errors import ConfigurationError, DatabaseTimeout, DatabaseUnavaila
 from service.settings import supabase_from_env
 
 if TYPE_CHECKING:
-    import httpx
     from supabase import AsyncClient
+
+    from service.database.client import Clients
 
 __all__ = ["Patience", "Supabase", "get_supabase", "idempotent", "insert_once", "lifespan"]
 
@@ -86,7 +87,7 @@ class Supabase:
         self._schema = schema
         self._patience = patience or Patience()
         self._connections = connections
-        self._http: httpx.AsyncClient | None = None
+        self._clients: Clients | None = None
         self._client: AsyncClient | None = None
         self._pinging = asyncio.Lock()
         self._pinged_s = -PING_EVERY_S
@@ -118,11 +119,13 @@ class Supabase:
         return self._client
 
     async def for_one_user(self) -> "AsyncClient":
-        """A client that may sign a user in, and then acts as that user: one per request, which needs no closing.
+        """A client that signs a user in and then acts as that user: one per request, which needs no closing.
 
         Its session is its own; connections, deadlines and the hidden key are shared.
         """
-        return await self._make()
+        if self._clients is None:
+            return self.client  # which raises, and says what is missing
+        return await self._clients.of_one_user()
 
     async def ping(self) -> None:
         """Ask whether Supabase answers and takes the key; of the calls within a second one asks, and all learn.
@@ -139,11 +142,11 @@ class Supabase:
                 raise type(self._silence)(str(self._silence))  # one each: an exception carries a traceback
 
     async def _ask(self) -> DatabaseUnavailable | None:
-        assert self._http is not None
+        assert self._clients is not None
         try:
             async with asyncio.timeout(PING_S):
                 # PostgREST's root. Whatever it answers, it is PostgREST that answers; when it can, from the database.
-                response = await self._http.head(f"{self.url}/rest/v1/", headers=self.client.options.headers)
+                response = await self._clients.http.head(f"{self.url}/rest/v1/", headers=self.client.options.headers)
         except TimeoutError:
             return DatabaseTimeout(f"supabase ping: no answer within {PING_S:g} s")
         except DatabaseUnavailable as error:
@@ -156,12 +159,12 @@ class Supabase:
 
     async def __aenter__(self) -> Self:
         if self.url is not None:
-            from service.database import client  # noqa: PLC0415  0.5 s: only who has a Supabase pays
+            from service.database.client import Clients  # noqa: PLC0415  0.5 s: only who has a Supabase pays
 
             for doubt in address.doubts(self.url, self._key.get_secret_value()):
                 log.warning("%s", doubt)
-            self._http = client.open_http(self.url, self._key, self._patience, self._connections)
-            self._client = client.guarded(await self._make())
+            self._clients = Clients(self.url, self._key, self._schema, self._patience, self._connections)
+            self._client = await self._clients.of_the_service()
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -169,16 +172,9 @@ class Supabase:
 
     async def aclose(self) -> None:
         """Close all connections. Calls that are under way fail; there is nothing to close twice."""
-        http, self._http, self._client = self._http, None, None
-        if http is not None:
-            await http.aclose()
-
-    async def _make(self) -> "AsyncClient":
-        from service.database import client  # noqa: PLC0415
-
-        if self.url is None or self._http is None:
-            return self.client  # which says what is missing
-        return await client.make(self.url, self._schema, self._http)
+        clients, self._clients, self._client = self._clients, None, None
+        if clients is not None:
+            await clients.http.aclose()
 
     def __repr__(self) -> str:
         state = "open" if self._client else "closed" if self.configured else "not configured"

@@ -10,38 +10,44 @@ DELETE and PUT are not, though HTTP calls them idempotent: PostgREST's are condi
 them others write; a repeated DELETE would also answer "nothing deleted". Nor is a call repeated that ran out of time:
 who is slow is not asked twice. A function's own 5xx is its answer, and is neither repeated nor translated.
 
-The service key is filled in here, on the way out and for Supabase's own origin only. Nothing above, no object of
-supabase-py and no header it keeps, ever holds it: there they carry `PLACEHOLDER`.
+The service key is filled in here, on the way out and for Supabase's own origin only. Nothing above ever holds it, no
+object of supabase-py and no header it keeps: they carry a word in its place. The word is random, and who acts as the
+service says it with a scheme of its own: a token that a caller sends, whatever it is, cannot become the key.
 """
 
 import asyncio
 import contextlib
 import logging
 import random
+import secrets
 import time
-from collections import deque
-from collections.abc import AsyncIterator
 from email.utils import parsedate_to_datetime
 from typing import Any
-from urllib.request import getproxies, proxy_bypass
 
 import httpx
 import stamina
 from pydantic import SecretStr
 
+from service.database.connections import Connections
 from service.database.patience import Patience
 from service.errors import ConfigurationError, DatabaseTimeout, DatabaseUnavailable
 
 log = logging.getLogger("onequota")
 
-PLACEHOLDER = "the-service-key-is-filled-in-on-the-wire"
 IDEMPOTENCY_KEY = "Idempotency-Key"
 
 _READS = frozenset({"GET", "HEAD", "OPTIONS"})
 _AWAY = frozenset({502, 503, 504, 520, 521, 522, 523, 524, 530})
 """Of a gateway that got no answer from behind it; from 520 on of Cloudflare, which stands before supabase.co."""
 
-_NEVER_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.ProxyError)
+_NEVER_SENT = (
+    httpx.ConnectError,
+    httpx.ConnectTimeout,
+    httpx.PoolTimeout,
+    httpx.ProxyError,
+    httpx.LocalProtocolError,
+    httpx.UnsupportedProtocol,
+)
 _BROKEN = (httpx.NetworkError, httpx.RemoteProtocolError, httpx.ProxyError)
 
 
@@ -68,6 +74,10 @@ class _Failure(Exception):
 class Transport(httpx.AsyncBaseTransport):
     """The transport of the one httpx client; made inside the event loop that uses it.
 
+    Attributes:
+        word: What stands for the key in `apikey`, and in `Authorization: Bearer` before a user has signed in.
+        service: The value of `Authorization` by which a client acts as the service.
+
     Raises, of every call:
         DatabaseTimeout: No connection, or no whole answer, in time.
         DatabaseUnavailable: The connection broke, or a gateway answered in Supabase's stead.
@@ -79,7 +89,9 @@ class Transport(httpx.AsyncBaseTransport):
         self._patience = patience
         self._loop = asyncio.get_running_loop()
         self._warned_s = -1.0
-        self._connections = _Connections(connections, patience, _proxy(self._url))
+        self.word = f"hidden-{secrets.token_urlsafe(16)}"
+        self.service = f"Hidden {secrets.token_urlsafe(16)}"
+        self._connections = Connections(self._url, connections, patience)
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """The answer, read whole."""
@@ -90,7 +102,8 @@ class Transport(httpx.AsyncBaseTransport):
             async with asyncio.timeout_at(call.due):
                 return await self._attempts(call, self._filled(request))
         except TimeoutError:
-            call.failed(_Failure(f"no answer within {self._patience.deadline_s:g} s in all", slow=True))
+            words = f"no answer within {self._patience.deadline_s:g} s in all"
+            call.failed(_Failure(words, sent=call.on_its_way, slow=True))
         except _Failure as failure:
             call.failed(failure)
         error = call.told()  # out here, so that it does not carry httpx's, whose frames hold the request as it was sent
@@ -101,12 +114,14 @@ class Transport(httpx.AsyncBaseTransport):
         attempts = stamina.retry_context(on=call.again_in, attempts=self._patience.attempts, timeout=None)
         async for attempt in attempts.with_name(f"supabase {call.name}", (), {}):
             with attempt:
-                return await self._attempt(request)
+                return await self._attempt(call, request)
         raise AssertionError("stamina ends by returning or raising")
 
-    async def _attempt(self, request: httpx.Request) -> httpx.Response:
+    async def _attempt(self, call: "_Call", request: httpx.Request) -> httpx.Response:
+        call.on_its_way = False
         try:
             async with self._connections.one() as connection:
+                call.on_its_way = True
                 response = await connection.handle_async_request(request)
                 try:
                     body = await response.aread()
@@ -122,14 +137,18 @@ class Transport(httpx.AsyncBaseTransport):
 
     def _filled(self, request: httpx.Request) -> httpx.Request:
         """The request as it goes out: with the key, if it goes to Supabase."""
-        headers = request.headers.copy()
-        if (request.url.scheme, request.url.netloc) == (self._url.scheme, self._url.netloc):
-            for name in ("apikey", "authorization"):
-                if PLACEHOLDER in (value := headers.get(name, "")):
-                    headers[name] = value.replace(PLACEHOLDER, self._key.get_secret_value())
-        return httpx.Request(
-            request.method, request.url, headers=headers, stream=request.stream, extensions=request.extensions
-        )
+        headers, url = request.headers.copy(), request.url
+        if (url.scheme, url.netloc) == (self._url.scheme, self._url.netloc):
+            key = self._key.get_secret_value()
+            if headers.get("apikey") == self.word:
+                headers["apikey"] = key
+            if headers.get("authorization") == self.service:
+                headers["authorization"] = f"Bearer {key}"
+            elif headers.get("authorization") == f"Bearer {self.word}":
+                if not url.path.startswith("/auth/v1/"):
+                    raise ConfigurationError("this client is for one user, and nobody has signed in with it")
+                headers["authorization"] = f"Bearer {key}"
+        return httpx.Request(request.method, url, headers=headers, stream=request.stream, extensions=request.extensions)
 
     def _warn(self, error: DatabaseUnavailable) -> None:
         now = time.monotonic()
@@ -139,62 +158,6 @@ class Transport(httpx.AsyncBaseTransport):
 
     async def aclose(self) -> None:
         await self._connections.aclose()
-
-
-class _Connections:
-    """At most so many connections, the one used last first; those left over grow old and are closed.
-
-    Each is an httpx transport of one. A single one with 40 connections looks at all of them, twice, for every call:
-    two thirds of a busy event loop (measured).
-    """
-
-    def __init__(self, most: int, patience: Patience, proxy: str | None) -> None:
-        self._patience = patience
-        self._proxy = proxy
-        self._ssl = httpx.create_ssl_context()  # 20 ms: once, not for each
-        self._free = asyncio.Semaphore(most)
-        self._idle: deque[tuple[httpx.AsyncHTTPTransport, float]] = deque()  # the oldest first
-        self._all: set[httpx.AsyncHTTPTransport] = set()
-
-    @contextlib.asynccontextmanager
-    async def one(self) -> AsyncIterator[httpx.AsyncHTTPTransport]:
-        """A connection to oneself. Raises httpx.PoolTimeout."""
-        try:
-            async with asyncio.timeout(self._patience.pool_s):
-                await self._free.acquire()
-        except TimeoutError:
-            raise httpx.PoolTimeout("") from None
-        try:
-            await self._close_oldest()
-            connection = self._idle.pop()[0] if self._idle else self._opened()
-            try:
-                yield connection
-            finally:
-                self._idle.append((connection, time.monotonic()))
-        finally:
-            self._free.release()
-
-    def _opened(self) -> httpx.AsyncHTTPTransport:
-        connection = httpx.AsyncHTTPTransport(
-            verify=self._ssl,
-            http1=True,
-            http2=False,  # one GOAWAY fails all calls in flight: 195 of 3,000 at 40 callers (measured)
-            limits=httpx.Limits(max_connections=1, keepalive_expiry=self._patience.keep_alive_s),
-            proxy=self._proxy,
-        )
-        self._all.add(connection)
-        return connection
-
-    async def _close_oldest(self) -> None:
-        if self._idle and time.monotonic() - self._idle[0][1] > self._patience.keep_alive_s:
-            connection, _ = self._idle.popleft()
-            self._all.discard(connection)
-            await connection.aclose()
-
-    async def aclose(self) -> None:
-        self._idle.clear()
-        while self._all:
-            await self._all.pop().aclose()
 
 
 class _Call:
@@ -207,6 +170,7 @@ class _Call:
         rereadable = isinstance(request.stream, httpx.ByteStream)  # a file that was sent is at its end
         self._repeatable = rereadable and (not self._writes or IDEMPOTENCY_KEY in request.headers)
         self._failures: list[_Failure] = []
+        self.on_its_way = False  # whether the attempt that is being made may have reached Supabase
 
     def again_in(self, error: Exception) -> bool | float:
         """Seconds until the next attempt; False = there is none. A Retry-After past the deadline ends the call."""
@@ -299,11 +263,3 @@ def _whole(response: httpx.Response, body: bytes) -> httpx.Response:
         headers.pop("content-length", None)
     extensions: dict[str, Any] = dict(response.extensions)
     return httpx.Response(response.status_code, headers=headers, content=body, extensions=extensions)
-
-
-def _proxy(url: httpx.URL) -> str | None:
-    """The environment's proxy, for https only: there it carries a tunnel, over http it would read the key."""
-    if url.scheme != "https" or proxy_bypass(url.host):
-        return None
-    proxies = getproxies()
-    return proxies.get("https") or proxies.get("all")

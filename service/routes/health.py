@@ -1,5 +1,6 @@
 """Is it alive, and can it decide?"""
 
+import os
 import time
 from importlib import metadata
 from typing import Any
@@ -7,10 +8,11 @@ from typing import Any
 from fastapi import APIRouter
 from starlette.responses import JSONResponse, Response
 
-from service.errors import REDUCED_CAPACITY, StoreUnavailable
+from service import status
+from service.database import Supabase
+from service.errors import REDUCED_CAPACITY, DatabaseUnavailable, StoreUnavailable
 from service.limits import Limiter
 from service.limits.passage import problem_response
-from service.settings import Settings
 
 try:
     VERSION = metadata.version("onequota")
@@ -21,16 +23,16 @@ ASK_EVERY_S = 0.2
 """How often one worker asks the store at most: `/ready` is not limited, for who asks it must get its answer."""
 
 
-def router(limiter: Limiter, settings: Settings) -> APIRouter:
-    """`/health`, never limited and never waiting, and `/ready`, which asks the store."""
+def router(limiter: Limiter, supabase: Supabase) -> APIRouter:
+    """`/health`, never limited and never waiting, and `/ready`, which asks the store and Supabase."""
     routes = APIRouter(tags=["health"])
     asked_s: float = -ASK_EVERY_S
-    said: tuple[dict[str, str] | None, str | None] = None, None
+    said: tuple[dict[str, Any] | None, str | None] = None, None
 
     @routes.get("/health", summary="200 while the process lives")
     @limiter.exempt
     async def health() -> dict[str, Any]:
-        return {"status": "healthy", "version": VERSION, "workers": settings.workers or 1}
+        return {"status": "healthy", "version": VERSION, "pid": os.getpid(), **_service()}
 
     @routes.get(
         "/ready",
@@ -48,9 +50,27 @@ def router(limiter: Limiter, settings: Settings) -> APIRouter:
                 said = None, str(error)
         answer, missing = said
         if missing is None:
-            return JSONResponse(answer)
+            return JSONResponse({**(answer or {}), "supabase": await _supabase(supabase), **_service()})
         response = problem_response(503, missing, type_=REDUCED_CAPACITY, extra={"missing": ["redis"]})
         response.headers["retry-after"] = "1"
         return response
 
     return routes
+
+
+def _service() -> dict[str, Any]:
+    """What the runner told this worker of all of them; `uptime_s` is the service's."""
+    told = status.told()
+    uptime_s = round(time.time() - told.started_s)
+    return {"workers": told.workers, "serving": told.serving, "recycles": told.recycles, "uptime_s": uptime_s}
+
+
+async def _supabase(supabase: Supabase) -> str:
+    """In one word or sentence. Decisions do not need it: without it the service is ready all the same."""
+    if not supabase.configured:
+        return "not configured"
+    try:
+        await supabase.ping()
+    except DatabaseUnavailable as error:
+        return str(error)
+    return "reachable"
