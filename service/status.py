@@ -1,4 +1,10 @@
-"""What the runner tells each worker of the whole service, for whoever asks `/health`."""
+"""What the runner tells each worker: of the whole service, for whoever asks `/health`, and that it is retired.
+
+An endless stream should end by itself when its worker is retired, or the end of the drain will cut it:
+
+    while not status.retired():
+        yield await next_event()
+"""
 
 import time
 from dataclasses import asdict, dataclass, field
@@ -27,6 +33,7 @@ class Status:
 
 
 _told: Status | None = None
+_retired = False
 _alone = Status()
 
 
@@ -39,3 +46,14 @@ def tell(status: Status) -> None:
     """Keep what the parent said."""
     global _told  # noqa: PLW0603
     _told = status
+
+
+def retired() -> bool:
+    """Whether this worker takes no new connections and waits for its last answers to end."""
+    return _retired
+
+
+def retire() -> None:
+    """This process is a worker, and retired."""
+    global _retired  # noqa: PLW0603
+    _retired = True

@@ -216,6 +216,7 @@ class Server(uvicorn.Server):
         end_s = time.monotonic() + self._drain_s
         cancel_s = end_s - min(_RESERVE_S, self._drain_s / 4)
         linger_s = time.monotonic() + self._linger_s
+        status.retire()
         self._say_close()
         await asyncio.sleep(0)  # what the kernel has handed over is accepted
         for server in self.servers:

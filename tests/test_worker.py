@@ -17,7 +17,7 @@ import uvicorn
 from servers import needs
 from uvicorn.importer import ImportFromStringError
 
-from service import worker
+from service import status, worker
 from service.errors import InvalidLimit
 from service.settings import Settings
 from service.target import SERVICE, Target
@@ -76,8 +76,9 @@ class Serving:
 
 
 @pytest.fixture
-def serving() -> Iterator[Callable[..., Serving]]:
+def serving(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Serving]]:
     started: list[Serving] = []
+    monkeypatch.setattr(status, "_retired", False)
 
     def start(target: Target = Target(app="test_worker:app"), **settings: Any) -> Serving:  # noqa: B008
         started.append(Serving(target, **settings))
@@ -190,12 +191,14 @@ def test_a_retired_worker_accepts_nobody_and_answers_who_is_connected_once(servi
     server = serving(drain_s=10)
     with contextlib.closing(server.connect()) as connection:
         assert ask(connection, "/a").headers["connection"] is None
+        assert not status.retired()
         server.retire(linger_s=10)
         deadline = time.monotonic() + 10
         with pytest.raises(OSError):
             while time.monotonic() < deadline:
                 server.raw().close()
                 time.sleep(0.02)
+        assert status.retired(), "which an endless stream may ask"
         assert ask(connection, "/b").headers["connection"] == "close"
     server.thread.join(5)
     assert not server.thread.is_alive(), "nothing is left to wait for"

@@ -1,20 +1,34 @@
-"""A small chat API, limited per user: what a backend looks like with onequota's decorators.
+"""A chat backend that does not hang up: limited per user over all workers, its messages in Supabase.
 
+    create table messages (
+      id uuid primary key,
+      seq bigint generated always as identity,
+      author text not null,
+      text text not null
+    );
+
+    export SUPABASE_URL=https://PROJECT.supabase.co SUPABASE_SERVICE_KEY=sb_secret_...
     onequota run examples.chat.app:app --workers 4
 
-Without REDIS_URL the runner starts a Redis for development; under another server the counters then live in the
-process, which is refused for more than one worker.
+Without REDIS_URL the runner starts a Redis for development. Without the two Supabase variables the app runs, and
+answers whoever writes or reads with 503.
 """
 
 import asyncio
-from collections import deque
 from collections.abc import AsyncIterator
+from typing import Annotated, Any
 
-from fastapi import Depends, FastAPI, HTTPException, Request
-from fastapi.sse import EventSourceResponse
+from fastapi import Depends, FastAPI, Header, HTTPException, Request
+from fastapi.sse import EventSourceResponse, ServerSentEvent
 from pydantic import BaseModel, Field
+from supabase import AsyncClient
 
+from service import database, status
+from service.database import get_supabase, insert_once
 from service.limits import Limiter, identity
+
+Database = Annotated[AsyncClient, Depends(get_supabase)]
+POLL_S = 0.5
 
 
 def user(request: Request) -> str:
@@ -23,16 +37,15 @@ def user(request: Request) -> str:
 
 
 limiter = Limiter(key_func=user, default_limits=["100/minute"], headers_enabled=True)
-app = FastAPI(title="chat")
+app = FastAPI(title="chat", lifespan=database.lifespan)
 app.state.limiter = limiter
 app.add_middleware(limiter.middleware)
 
-history: deque["Message"] = deque(maxlen=100)
-
 
 class Message(BaseModel):
-    """What somebody says."""
+    """What somebody says. Who gives it an id may send it again after a lost answer: it is stored once."""
 
+    id: str | None = None
     text: str = Field(min_length=1, max_length=2000)
 
 
@@ -43,17 +56,31 @@ def words(request: Request) -> int:
 
 @app.post("/messages", status_code=201)
 @limiter.limit("20/minute;500/day", cost=words, error_message="You write faster than anybody reads")
-async def send(message: Message) -> dict[str, int]:
-    history.append(message)
-    return {"messages": len(history)}
+async def send(message: Message, request: Request, supabase: Database) -> dict[str, Any]:
+    row = {"id": message.id, "author": user(request), "text": message.text}
+    return await insert_once(supabase, "messages", row)
+
+
+@app.get("/messages", dependencies=[Depends(limiter.quota("60/minute", scope="read"))])
+async def read(supabase: Database, after: int = 0) -> list[dict[str, Any]]:
+    return await since(supabase, after)
 
 
 @app.get("/messages/stream", response_class=EventSourceResponse)
 @limiter.limit("10/minute")
-async def stream() -> AsyncIterator[Message]:
-    for message in list(history):
-        yield message
-        await asyncio.sleep(0)
+async def stream(supabase: Database, last_event_id: Annotated[int, Header()] = 0) -> AsyncIterator[ServerSentEvent]:
+    """All messages, from any worker. It ends when its worker is replaced: browsers come back with Last-Event-ID."""
+    while not status.retired():
+        for message in await since(supabase, last_event_id):
+            last_event_id = message["seq"]
+            yield ServerSentEvent(data=message, id=str(last_event_id))
+        await asyncio.sleep(POLL_S)
+
+
+async def since(supabase: AsyncClient, seq: int) -> list[dict[str, Any]]:
+    """At most 100 messages after the one numbered `seq`, in order."""
+    rows: Any = (await supabase.table("messages").select("*").gt("seq", seq).order("seq").limit(100).execute()).data
+    return list(rows)
 
 
 @app.post("/login")
@@ -65,12 +92,7 @@ async def login(request: Request) -> dict[str, str]:
     return {"welcome": user(request)}
 
 
-@app.get("/search", dependencies=[Depends(limiter.quota("30/minute", scope="search"))])
-def search(text: str) -> list[Message]:
-    return [message for message in history if text in message.text]
-
-
 @app.get("/health")
 @limiter.exempt
-async def health() -> dict[str, str]:
-    return {"status": "healthy"}
+async def health() -> dict[str, Any]:
+    return {"status": "healthy", "workers": status.told().workers, "recycles": status.told().recycles}
