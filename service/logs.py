@@ -22,7 +22,7 @@ from collections.abc import Mapping
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 import structlog
 from structlog.processors import format_exc_info
@@ -31,6 +31,9 @@ from structlog.typing import EventDict
 
 from service.errors import ConfigurationError
 from service.settings import Settings
+
+if TYPE_CHECKING:
+    from concurrent_log_handler import ConcurrentRotatingFileHandler
 
 REQUEST_ID: ContextVar[str | None] = ContextVar("onequota_request_id", default=None)
 """The request that is being served; every line that is logged meanwhile bears it."""
@@ -178,20 +181,10 @@ class _Stderr(_Ours, logging.StreamHandler[TextIO]):
 
 def _file(path: str, most_bytes: int, error: logging.Handler) -> logging.Handler:
     """The rotating file. While it cannot be written to (a full disk), `error` is told once a minute."""
-    from concurrent_log_handler import ConcurrentRotatingFileHandler  # noqa: PLC0415  0.15 s: only who wants it pays
-
-    class _File(_Ours, ConcurrentRotatingFileHandler):
-        told = -_ONCE_S
-
-        def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
-            if time.monotonic() - self.told >= _ONCE_S:
-                self.told = time.monotonic()
-                error.handle(_event(record, "log_file_failed", path=path, error=sys.exc_info()[1]))
-
-    file = _File(path, maxBytes=most_bytes, backupCount=_BACKUPS, encoding="utf-8", newline="")
     try:
         if Path(path).exists() and not Path(path).is_file():
             raise OSError("it is no file; standard error is written to in any case")
+        file = _rotating(path, most_bytes, error)
         for needed in (path, file.lockFilename):  # the lock lies beside it
             Path(needed).open("a").close()
     except OSError as reason:
@@ -200,6 +193,22 @@ def _file(path: str, most_bytes: int, error: logging.Handler) -> logging.Handler
             "; its directory must be writable too, for the lock and the old files"
         ) from None
     return file
+
+
+def _rotating(path: str, most_bytes: int, error: logging.Handler) -> "ConcurrentRotatingFileHandler":
+    # Here, for it takes 0.15 s, which only who wants it pays; and it raises OSError where there is no directory for
+    # temporary files, as in a container whose files are read-only.
+    from concurrent_log_handler import ConcurrentRotatingFileHandler  # noqa: PLC0415
+
+    class Rotating(_Ours, ConcurrentRotatingFileHandler):
+        told = -_ONCE_S
+
+        def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
+            if time.monotonic() - self.told >= _ONCE_S:
+                self.told = time.monotonic()
+                error.handle(_event(record, "log_file_failed", path=path, error=sys.exc_info()[1]))
+
+    return Rotating(path, maxBytes=most_bytes, backupCount=_BACKUPS, encoding="utf-8", newline="")
 
 
 class _Lines(ProcessorFormatter):

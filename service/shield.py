@@ -257,7 +257,9 @@ class _Watch:
         _cancel(exchange.cancel)
         exchange.since_s = self.loop.time()
         self._stopped.add(exchange)
-        self._look_at(exchange.since_s + min(_AGAIN_S, self._shortest_s))
+        again_s = exchange.since_s + _AGAIN_S
+        if self._timer is None or again_s < self._timer.when():
+            self._look_at(again_s)
 
     def end(self, exchange: "_Exchange") -> None:
         self._stopped.discard(exchange)
@@ -363,10 +365,11 @@ class _Exchange:
         try:
             if state == _STARTED and kind == "http.response.body":
                 if message.get("more_body", False):
-                    if message.get("body"):
+                    if moves := message.get("body"):
                         self.since_s = self._watch.loop.time()
                     await self._send(message)
-                    self.since_s = self._watch.loop.time()
+                    if moves:
+                        self.since_s = self._watch.loop.time()
                     self._chunks += 1
                     if not self._chunks % _BREATH:
                         await asyncio.sleep(0)
@@ -673,15 +676,14 @@ def _is_cancelled() -> bool:
 
 
 def _cancel(scope: anyio.CancelScope) -> None:
-    """Cancel once what runs in `scope`.
+    """Cancel once what runs in `scope`; what waits for a thread, when that is back.
 
     anyio goes on cancelling at every turn of the loop. Then no `finally:` could await, and work that swallows
     the cancellation would keep a core busy for as long as it lasts. Should anyio's insides move, it does that again.
     """
     scope.cancel()
-    host = getattr(scope, "_host_task", None)
-    if host is None or host.cancelling():  # else it waits for a thread, and is cancelled when that is back
-        _calm(scope)
+    _calm(scope)
+    get_running_loop().call_soon(_calm, scope)  # for work that was not waiting just now
 
 
 def _cancel_again(scope: anyio.CancelScope) -> None:
@@ -693,8 +695,9 @@ def _cancel_again(scope: anyio.CancelScope) -> None:
 
 
 def _calm(scope: anyio.CancelScope) -> None:
-    handle = getattr(scope, "_cancel_handle", None)
-    if handle is not None:
+    """No further cancelling, if the task has heard of it."""
+    host, handle = getattr(scope, "_host_task", None), getattr(scope, "_cancel_handle", None)
+    if handle is not None and (host is None or host.cancelling()):
         handle.cancel()
 
 

@@ -9,7 +9,7 @@ one if it outlives the drain. Nobody is retired without a successor, and one rep
       failed       died: replaced at once, and ever more slowly if that goes on
 
 Both ends of a control socket speak lines of JSON. The worker: {"state", "requests", "due"} every half second,
-{"failed": sentence} at its end. The parent: the errand first, {"status"} when it changes, {"retire": {"linger_s"}}.
+{"failed": sentence} at its end. The parent: the errand first, {"status"} when it changes, {"retire": {...}}.
 
 Signals: SIGTERM and SIGINT stop (a second SIGINT at once), SIGHUP replaces all workers, SIGUSR2 replaces this very
 process as well, SIGTTIN and SIGTTOU add a worker and take one away.
@@ -41,6 +41,7 @@ STUCK_S = 2.5
 """A worker whose event loop has not beaten for so long is stuck. A wrong guess costs a replacement, no request."""
 
 TICK_S = 0.1
+_END_S = 2.0  # for an app's lifespan to end, after the drain; when the service stops, a tenth of the drain at most
 _STOP_LINGER_S = 2.0  # how long an idle connection may still ask a server that stops
 _STEADY_S = 10.0  # a worker that lived so long did not die of its start
 _SLOWEST_S = 30.0  # between two starts of a worker that does not stay
@@ -370,9 +371,9 @@ class Supervisor:
 
     def _send_away(self, worker: Worker, reason: str, *, linger_s: float) -> None:
         log.info("worker_retired", worker=worker.pid, reason=reason)
-        worker.tell(retire={"linger_s": linger_s})
+        worker.tell(retire={"linger_s": linger_s, "drain_s": self.settings.drain_s, "end_s": _END_S})
         if worker.end_s is None:
-            worker.end_s = time.monotonic() + self.settings.drain_s + TICK_S
+            worker.end_s = time.monotonic() + self.settings.drain_s + _END_S
 
     def _look_for_stuck(self) -> None:
         now_s = time.monotonic()
@@ -435,13 +436,16 @@ class Supervisor:
                 notify("STOPPING=1")
                 log.info("stopping", drain_s=self.settings.drain_s)
             self.listener.close()
+            drain_s = self.settings.drain_s
+            end_s = min(_END_S, drain_s / 10)
+            order = {"linger_s": min(linger_s, drain_s / 4), "drain_s": drain_s - end_s, "end_s": end_s}
             for worker in self.workers:
-                worker.end_s = self._stopping_s + self.settings.drain_s
+                worker.end_s = self._stopping_s + drain_s
                 if worker.state is State.STARTING:
                     worker.signal(signal.SIGTERM)
                 elif worker.state is State.SERVING:
                     worker.state = State.RETIRED
-                worker.tell(retire={"linger_s": min(linger_s, self.settings.drain_s / 4)})
+                worker.tell(retire=order)
         if at_once:
             for worker in self.workers:
                 worker.signal(signal.SIGKILL)

@@ -7,7 +7,7 @@ touches: the version is pinned, and test_worker fails loudly when they move.
                 2. every response from now on says `Connection: close`; WebSockets are closed with 1012
                 3. an idle connection may still send one request, for as long as the order says; then it is closed,
                    if nothing has come in that nobody has read
-                4. what still runs at the end of the drain is cancelled, and the process ends
+                4. what still runs at the end of the drain is cancelled, the app's lifespan ends, and the process
 
 The parent says what to do in lines of JSON on a socket, and reads what this process says of itself; see
 supervisor.py. End of file means that the parent is gone: then drain and end.
@@ -51,7 +51,6 @@ STUCK_S = 2.5
 SHORTEST_HINT_S = 30
 _LINGER_S = 30.0  # for the rest of a body that nobody wants
 _WEBSOCKET_LINGER_S = 1.0
-_RESERVE_S = 2.0  # of the drain, at most, for the app's own end
 _STDLIB = str(Path(os.__file__).parent)
 _log = logs.events()
 
@@ -134,6 +133,7 @@ class Server(uvicorn.Server):
         super().__init__(config)
         self._parent = parent
         self._drain_s = float(settings.drain_s)
+        self._end_s = 2.0
         self._header_s = settings.header_timeout_s
         self._linger_s = 0.0
         self._recycle_at = settings.max_requests + random.randint(0, settings.max_requests // 10)
@@ -167,12 +167,14 @@ class Server(uvicorn.Server):
         orders = self._parent.heard()
         if orders is None:
             asyncio.get_running_loop().remove_reader(self._parent.control.fileno())
-            orders = [{"retire": {"linger_s": 0.0}}]
+            orders = [{"retire": {"linger_s": 0.0, "drain_s": self._drain_s, "end_s": self._end_s}}]
         for order in orders:
             if "status" in order:
                 status.tell(Status(**order["status"]))
             if "retire" in order:
-                self._linger_s = min(self._drain_s, order["retire"]["linger_s"])
+                self._linger_s, self._drain_s, self._end_s = (
+                    order["retire"][name] for name in ("linger_s", "drain_s", "end_s")
+                )
                 self.should_exit = True
 
     def _watch(self, loop_thread: int) -> None:
@@ -213,9 +215,7 @@ class Server(uvicorn.Server):
     # Retiring
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        end_s = time.monotonic() + self._drain_s
-        cancel_s = end_s - min(_RESERVE_S, self._drain_s / 4)
-        linger_s = time.monotonic() + self._linger_s
+        began_s = time.monotonic()
         status.retire()
         self._say_close()
         await asyncio.sleep(0)  # what the kernel has handed over is accepted
@@ -223,15 +223,18 @@ class Server(uvicorn.Server):
             server.close()
         for sock in sockets or ():
             sock.close()
-        while (now_s := time.monotonic()) < cancel_s and (self.server_state.connections or self.server_state.tasks):
+        while self.server_state.connections or self.server_state.tasks:
+            took_s = time.monotonic() - began_s
+            if took_s > self._drain_s:
+                break
             self._say_close()
             self._close_websockets()
-            if now_s > linger_s:
+            if took_s > self._linger_s:
                 self._close_idle()
             await asyncio.sleep(0.05)
         await self._cut()
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout_at(asyncio.get_running_loop().time() + max(0.5, end_s - time.monotonic())):
+            async with asyncio.timeout(max(0.0, began_s + self._drain_s - time.monotonic()) + self._end_s):
                 await self.lifespan.shutdown()
         self._over.set()
 

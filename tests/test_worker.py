@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import http.client
+import json
 import socket
 import ssl
 import subprocess
@@ -65,8 +66,9 @@ class Serving:
     def heard(self) -> bytes:
         return self.parent.recv(65536)
 
-    def retire(self, linger_s: float = 0) -> None:
-        self.parent.send(b'{"retire": {"linger_s": %f}}\n' % linger_s)
+    def retire(self, linger_s: float = 0, drain_s: float = 10) -> None:
+        order = {"linger_s": linger_s, "drain_s": drain_s, "end_s": 1}
+        self.parent.send(json.dumps({"retire": order}).encode() + b"\n")
 
     def connect(self) -> http.client.HTTPConnection:
         return http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
@@ -188,7 +190,7 @@ def test_an_idle_connection_and_a_slow_body_are_no_slow_header(serving: Callable
 
 
 def test_a_retired_worker_accepts_nobody_and_answers_who_is_connected_once(serving: Callable[..., Serving]) -> None:
-    server = serving(drain_s=10)
+    server = serving()
     with contextlib.closing(server.connect()) as connection:
         assert ask(connection, "/a").headers["connection"] is None
         assert not status.retired()
@@ -217,7 +219,7 @@ def test_an_answer_that_began_to_be_made_long_before_still_says_close(serving: C
 def test_a_request_that_has_arrived_but_was_not_read_keeps_its_connection_from_being_closed(
     serving: Callable[..., Serving], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    server = serving(drain_s=4)
+    server = serving()
     unread = {"bytes": 1}
     monkeypatch.setattr(worker, "_unread_bytes", lambda _: unread["bytes"])
     with server.raw() as client:

@@ -25,6 +25,7 @@ Needs `pip install 'onequota[supabase]'`, which is imported when a client is ope
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -90,7 +91,7 @@ class Supabase:
         self._clients: Clients | None = None
         self._client: AsyncClient | None = None
         self._pinging = asyncio.Lock()
-        self._pinged_s = -PING_EVERY_S
+        self._pinged_s = -math.inf
         self._silence: DatabaseUnavailable | None = None
         if self.url is not None and not (find_spec("supabase") and find_spec("stamina")):
             raise ConfigurationError(
@@ -165,6 +166,7 @@ class Supabase:
                 log.warning("%s", doubt)
             self._clients = Clients(self.url, self._key, self._schema, self._patience, self._connections)
             self._client = await self._clients.of_the_service()
+            self._pinging, self._pinged_s = asyncio.Lock(), -math.inf
         return self
 
     async def __aexit__(self, *_: object) -> None:

@@ -66,7 +66,10 @@ def _role(key: str) -> object:
 def _parts(url: str) -> SplitResult:
     if not url.isascii() or not url.isprintable() or " " in url:
         raise ValueError(f"it holds a space, a line break or a character that no URL has; {_WANTED}")
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        raise ValueError(f"its host is unreadable; {_WANTED}") from None
     if parts.scheme.startswith("postgres"):
         raise ValueError(f"that is the address of the database itself; {_WANTED}")
     if parts.scheme not in {"http", "https"} or "://" not in url:

@@ -18,8 +18,11 @@ service says it with a scheme of its own: a token that a caller sends, whatever 
 import asyncio
 import contextlib
 import logging
+import os
 import random
 import secrets
+import socket
+import ssl
 import time
 from email.utils import parsedate_to_datetime
 from typing import Any
@@ -233,8 +236,10 @@ def _reason(error: BaseException) -> str:
     while found is not None:
         if isinstance(found, BaseExceptionGroup):
             found = found.exceptions[0]
-        if isinstance(found, OSError) and found.strerror:
-            reason = found.strerror
+        if isinstance(found, ssl.SSLError | socket.gaierror):  # their numbers are not the system's
+            reason = found.strerror or reason
+        elif isinstance(found, OSError) and found.errno:
+            reason = os.strerror(found.errno)
         found = found.__cause__ or found.__context__
     return reason
 
