@@ -53,11 +53,11 @@ CLIENT_LEFT = 499
 _SANE_ID = re.compile(rb"[!#-&(-;=?-\[\]-_a-~]{1,128}")
 """Visible ASCII without quotes of any kind, backslashes and angle brackets: it travels into logs, JSON and pages."""
 
-_UNSENDABLE = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]").search
+_NO_NAME = re.compile(rb'[\x00-\x20\x7f()<>@,;:\[\]={}\\"]').search
+_NO_VALUE = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]").search
 _BODILESS = frozenset({204, 205, 304})
 _STOCK_500 = b"Internal Server Error"
 _LAST = frozenset({"http.response.pathsend", "http.response.zerocopysend", "http.response.trailers"})
-_CLOSE = (b"connection", b"close")
 _AGAIN_S = 1.0
 _SHED_LINE_S = 1.0
 _BREATH = 16
@@ -228,6 +228,7 @@ class _Watch:
         self._open: set[_Exchange] = set()
         self._stopped: set[_Exchange] = set()
         self._timer: asyncio.TimerHandle | None = None
+        self._due_s = math.inf
         self._context = Context()  # a timer must not live in the first request's context
         self._shed = 0
         self._shed_timer: asyncio.TimerHandle | None = None
@@ -258,7 +259,7 @@ class _Watch:
         exchange.since_s = self.loop.time()
         self._stopped.add(exchange)
         again_s = exchange.since_s + _AGAIN_S
-        if self._timer is None or again_s < self._timer.when():
+        if again_s < self._due_s:
             self._look_at(again_s)
 
     def end(self, exchange: "_Exchange") -> None:
@@ -268,25 +269,28 @@ class _Watch:
         if self._timer is not None:
             self._timer.cancel()
         self._timer = self.loop.call_at(due_s, self._look, context=self._context) if due_s < math.inf else None
+        self._due_s = due_s
 
     def _look(self) -> None:
         """End what is due, cancel again what would not end, and come back when the next may be due."""
         now_s = self.loop.time()
         waiting_s, idle_s = self.shield.request_timeout_s or math.inf, self.shield.stream_idle_s or math.inf
         next_s = now_s + self._shortest_s  # of a stream that begins until then
-        for exchange in [*self._open]:
-            due_s = exchange.since_s + (waiting_s if exchange.state == _WAITING else idle_s)
-            if due_s <= now_s:
-                self._open.discard(exchange)
-                exchange.expire()
-            else:
-                next_s = min(next_s, due_s)
-        for exchange in self._stopped:
-            if exchange.since_s + _AGAIN_S <= now_s:
-                exchange.since_s = now_s
-                _cancel_again(exchange.cancel)
-            next_s = min(next_s, exchange.since_s + _AGAIN_S)
-        self._look_at(max(next_s, now_s + self._grain_s) if self._open or self._stopped else math.inf)
+        try:
+            for exchange in [*self._open]:
+                due_s = exchange.since_s + (waiting_s if exchange.state == _WAITING else idle_s)
+                if due_s <= now_s:
+                    self._open.discard(exchange)
+                    exchange.expire()
+                else:
+                    next_s = min(next_s, due_s)
+            for exchange in self._stopped:
+                if exchange.since_s + _AGAIN_S <= now_s:
+                    exchange.since_s = now_s
+                    _cancel_again(exchange.cancel)
+                next_s = min(next_s, exchange.since_s + _AGAIN_S)
+        finally:
+            self._look_at(max(next_s, now_s + self._grain_s) if self._open or self._stopped else math.inf)
 
     def log_shed(self) -> None:
         """Count a refusal: the first is logged at once, the others with their number, a line a second at most."""
@@ -328,7 +332,11 @@ class _Exchange:
         self._send = send
         self._request_id = request_id
         self._inside = scope.get("app")  # set: we are one of that app's middlewares; else we are around it
-        self._expects = b"expect" in headers and headers[b"expect"].lower() == b"100-continue"
+        self._expects = (
+            b"expect" in headers
+            and headers[b"expect"].lower() == b"100-continue"
+            and scope.get("http_version", "1.1").startswith("1.")  # later ones know no such header as we would send
+        )
         self.since_s = watch.loop.time()
         self.counted = self.over = False
         self.state = _WAITING
@@ -410,8 +418,8 @@ class _Exchange:
             raise RuntimeError(f"the app answered with status {status}; wanted 200 to 599")
         sized = named = False
         for name, value in headers:
-            if _UNSENDABLE(value) or _UNSENDABLE(name):
-                raise RuntimeError(f"the app answered with a control character in header {name!r}")
+            if _NO_VALUE(value) or _NO_NAME(name):
+                raise RuntimeError(f"the app answered with header {name!r}, whose name or value cannot be sent")
             length = len(name)
             if length == 14 and name.lower() == b"content-length":
                 if not value.isdigit():
@@ -421,8 +429,8 @@ class _Exchange:
                 named = True
         if not named:
             headers.append((b"x-request-id", self._request_id.encode()))
-        if self._expects and not self._asked:
-            headers.append(_CLOSE)  # the body may come or not: what follows could be taken for it
+        if self._expects and not self._asked:  # the body may come or not: what follows could be taken for it
+            headers.append((b"connection", b"close"))
         return {**message, "headers": headers}, not sized and is_stream(status, self.scope["method"])
 
     def _begins(self, start: Message, streams: bool) -> bool:
@@ -570,12 +578,12 @@ class _Exchange:
         if self.state == _WAITING:
             self.state = _ANSWERED  # now: what the app sends from here on is too late
             self._shield.timeouts += 1
-            log.warning("request_timeout", **self._named(), timeout_s=self._shield.request_timeout_s)
             self._sender = self._watch.loop.create_task(self._answer_late())
+            log.warning("request_timeout", **self._named(), timeout_s=self._shield.request_timeout_s)
         else:
             self.state = _CUT
-            log.warning("stream_idle", **self._named(), idle_s=self._shield.stream_idle_s)
             self.stop()
+            log.warning("stream_idle", **self._named(), idle_s=self._shield.stream_idle_s)
         REQUEST_ID.reset(token)
 
     async def _answer_late(self) -> None:

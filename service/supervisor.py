@@ -41,6 +41,7 @@ STUCK_S = 2.5
 """A worker whose event loop has not beaten for so long is stuck. A wrong guess costs a replacement, no request."""
 
 TICK_S = 0.1
+_GRACE_S = 5.0  # for a worker that is found stuck, to come back
 _END_S = 2.0  # for an app's lifespan to end, after the drain; when the service stops, a tenth of the drain at most
 _STOP_LINGER_S = 2.0  # how long an idle connection may still ask a server that stops
 _STEADY_S = 10.0  # a worker that lived so long did not die of its start
@@ -256,14 +257,19 @@ class Supervisor:
             self._retire(old, old.due or "replaced")
 
     def _bury(self) -> None:
-        for worker in list(self.workers):
-            pid, outcome = os.waitpid(worker.pid, os.WNOHANG)
+        """Reap whoever has ended; as PID 1 of a container that may be strangers, left behind by an app's programs."""
+        while True:
+            try:
+                pid, outcome = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
             if not pid:
-                continue
-            for said in worker.heard():
-                worker.failed = worker.failed or said.get("failed")
-            self._drop(worker)
-            self._lament(worker, os.waitstatus_to_exitcode(outcome))
+                return
+            for worker in [worker for worker in self.workers if worker.pid == pid]:
+                for said in worker.heard():
+                    worker.failed = worker.failed or said.get("failed")
+                self._drop(worker)
+                self._lament(worker, os.waitstatus_to_exitcode(outcome))
 
     def _lament(self, worker: Worker, exit_code: int) -> None:
         if worker.state is State.RETIRED or self._stopping_s is not None:
@@ -340,6 +346,9 @@ class Supervisor:
         self._selector.unregister(worker.control)
         worker.control.close()
         self.workers.remove(worker)
+        for other in self.workers:
+            if other.replaces is worker:
+                other.replaces = None
 
     def _replace_next(self) -> None:
         """Begin the next replacement, unless one is under way, or too many of the old ones are still there."""
@@ -366,8 +375,8 @@ class Supervisor:
         worker.state = State.RETIRED
         if self._stopping_s is None:
             self.recycles += 1
-        # Who reloads wants the new code at the next request.
-        self._send_away(worker, reason, linger_s=0 if self.target.reload else self.settings.drain_s)
+        # Half of the drain: what begins then has the other half. Who reloads wants the new code at the next request.
+        self._send_away(worker, reason, linger_s=0 if self.target.reload else self.settings.drain_s / 2)
 
     def _send_away(self, worker: Worker, reason: str, *, linger_s: float) -> None:
         log.info("worker_retired", worker=worker.pid, reason=reason)
@@ -388,10 +397,10 @@ class Supervisor:
             stuck.append(worker)
             worker.stuck, worker.due = True, "stuck"
             patience_s = self.settings.request_timeout_s or self.settings.drain_s
-            worker.end_s = worker.beat_s + max(patience_s, STUCK_S)
-            log.error(
-                "worker_stuck", worker=worker.pid, for_s=round(now_s - worker.beat_s, 1), ended_after_s=patience_s
-            )
+            # However short the deadline of a request: it may only be slow, and its replacement is not there yet.
+            worker.end_s = max(worker.beat_s + patience_s, now_s + _GRACE_S)
+            silent_s, left_s = round(now_s - worker.beat_s, 1), round(worker.end_s - now_s, 1)
+            log.error("worker_stuck", worker=worker.pid, for_s=silent_s, ended_in_s=left_s)
             self._start(replaces=worker)
 
     # What the world says

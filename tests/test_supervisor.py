@@ -261,8 +261,19 @@ def test_a_stuck_loop_is_told_replaced_and_drains_when_it_comes_back(tmp_path: P
         assert len(seen.serving) == 2
 
 
+def test_a_worker_that_is_only_slow_loses_no_request_however_short_their_deadline(tmp_path: Path) -> None:
+    with service(tmp_path, REQUEST_TIMEOUT_S="1") as seen, ThreadPoolExecutor(1) as pool:
+        slow = min(seen.serving)
+        os.kill(slow, signal.SIGSTOP)
+        waiting = pool.submit(lambda: [seen.ask() for _ in range(20)])
+        seen.becomes("worker_stuck")
+        os.kill(slow, signal.SIGCONT)
+        seen.becomes("worker_back")
+        assert len(waiting.result()) == 20
+
+
 def test_a_loop_that_never_comes_back_is_ended_at_the_request_timeout(tmp_path: Path) -> None:
-    with service(tmp_path, REQUEST_TIMEOUT_S="5") as seen, ThreadPoolExecutor(1) as pool:
+    with service(tmp_path, REQUEST_TIMEOUT_S="3") as seen, ThreadPoolExecutor(1) as pool:
         blocked = pool.submit(seen.ask, "/block?s=60")
         [event] = seen.becomes("worker_stuck")
         [ended] = seen.becomes("worker_ended")

@@ -71,7 +71,7 @@ class Supabase:
         connections: How many there may be to Supabase at once; further calls wait for one.
 
     Raises:
-        ConfigurationError: One of url and key is missing or cannot be meant, or supabase is not installed.
+        ConfigurationError: An argument cannot be meant, only one of url and key is given, or supabase is not installed.
     """
 
     def __init__(
@@ -83,6 +83,8 @@ class Supabase:
         patience: Patience | None = None,
         connections: int = 40,
     ) -> None:
+        if connections < 1:
+            raise ConfigurationError(f"connections={connections}: wanted at least 1")
         self.url = address.checked(url, key)
         self._key = SecretStr(key or "")
         self._schema = schema

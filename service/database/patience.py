@@ -1,11 +1,14 @@
 """How long a call to Supabase may take, and how often it is sent."""
 
-from dataclasses import dataclass
+import math
+from dataclasses import asdict, dataclass
+
+from service.errors import ConfigurationError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Patience:
-    """All in seconds, above 0.
+    """All in seconds, above 0; what is not is a `ConfigurationError`.
 
     Attributes:
         deadline_s: For the whole call, with all its attempts and the waits between them.
@@ -25,3 +28,10 @@ class Patience:
     pool_s: float = 5
     keep_alive_s: float = 15
     attempts: int = 4
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            if not 0 < value < math.inf or (name == "attempts" and value != int(value)):
+                raise ConfigurationError(
+                    f"patience: {name}={value}: wanted a number above 0, and of attempts a whole one"
+                )
