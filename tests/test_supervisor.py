@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -17,7 +18,7 @@ from typing import Any
 
 import pytest
 from redis import Redis
-from running import Running, alive, becomes, onequota
+from running import ROOT, Running, alive, becomes, onequota
 from websockets.sync.client import connect
 
 from service.supervisor import Supervisor
@@ -302,6 +303,29 @@ def test_workers_that_do_not_stay_are_started_ever_more_slowly() -> None:
     supervisor = Supervisor.__new__(Supervisor)
     pauses = [supervisor._pause(failures) for failures in range(10)]
     assert pauses == [0.0, 0.5, 1, 2, 4, 8, 16, 30, 30, 30]
+
+
+def test_as_pid_1_strangers_are_reaped() -> None:
+    """In a process of its own: whoever reaps every child would reap those of other tests."""
+    script = """
+import os, time
+from service.supervisor import Supervisor
+stranger = os.fork()
+if stranger == 0:
+    os._exit(7)
+supervisor = Supervisor.__new__(Supervisor)
+supervisor.workers = []
+for _ in range(500):
+    supervisor._bury()
+    try:
+        os.kill(stranger, 0)  # a zombie still has its pid
+    except ProcessLookupError:
+        print("reaped")
+        break
+    time.sleep(0.01)
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "reaped\n"
 
 
 def test_sigusr2_hands_over_in_place_with_the_socket_the_workers_and_redis(tmp_path: Path) -> None:
