@@ -324,6 +324,22 @@ def redis_url_from_env() -> str | None:
         raise ConfigurationError(f"REDIS_URL={_quoted(redacted(value) if value else '')}: {error}") from None
 
 
+def redis_deadline_from_env() -> float | None:
+    """ONEQUOTA_REDIS_TIMEOUT_MS in seconds; None when it is not set.
+
+    Raises:
+        ConfigurationError: It is set, and is no number of milliseconds.
+    """
+    name = f"{PREFIX}REDIS_TIMEOUT_MS"
+    value = os.environ.get(name)
+    if value is None:
+        return None
+    if not value.isdecimal() or not 1 <= int(value) <= 60_000:
+        wanted = Settings.model_fields["redis_timeout_ms"].description
+        raise ConfigurationError(f"{name}={_quoted(value)}: wanted {wanted}")
+    return int(value) / 1000
+
+
 def trusted_proxies_from_env() -> tuple[str, ...]:
     """ONEQUOTA_TRUSTED_PROXIES, split; what is no network is refused by whoever believes them."""
     value = os.environ.get(f"{PREFIX}TRUSTED_PROXIES", "")

@@ -8,6 +8,7 @@ import pytest
 
 from service import settings
 from service.errors import ConfigurationError
+from service.limits import Limiter, identity
 from service.settings import (
     default_workers,
     load,
@@ -333,3 +334,15 @@ def test_our_variable_goes_before_the_command_line_and_that_before_web_concurren
 
 def test_the_parent_of_this_process_can_be_read() -> None:
     assert settings._parent_command() == [] or any(settings._parent_command())
+
+
+def test_an_apps_limiter_takes_its_deadline_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert settings.redis_deadline_from_env() is None
+    monkeypatch.setenv("ONEQUOTA_REDIS_TIMEOUT_MS", "1500")
+    assert settings.redis_deadline_from_env() == 1.5
+    assert Limiter(key_func=identity.client_address).engine.deadline_s == 1.5
+    assert Limiter(key_func=identity.client_address, deadline_s=0.1).engine.deadline_s == 0.1
+    for wrong in ("", "0", "1.5", "60001", "soon"):
+        monkeypatch.setenv("ONEQUOTA_REDIS_TIMEOUT_MS", wrong)
+        with pytest.raises(ConfigurationError, match="wanted a whole number of milliseconds from 1 to 60000"):
+            settings.redis_deadline_from_env()

@@ -33,7 +33,7 @@ from service.limits.match import METHODS, Place
 from service.limits.passage import handler_of, log
 from service.limits.plan import UNMATCHED, Plan, Rule, ask, compose, outside
 from service.limits.stores import MemoryStore, opener
-from service.settings import redis_url_from_env, several_workers, trusted_proxies_from_env
+from service.settings import redis_deadline_from_env, redis_url_from_env, several_workers, trusted_proxies_from_env
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -61,7 +61,7 @@ class Limiter(slowapi.Limiter):
         on_refusal: A function of (request, decision), also a coroutine function; a Response it returns is the
             answer to the refused request, None leaves it to the registered handler or to problem+json.
         on_outage: What is answered while the store is away; this version knows "deny": 503 with Retry-After.
-        deadline_s: Seconds a decision may take, from its arrival.
+        deadline_s: Seconds a decision may take, from its arrival; None = ONEQUOTA_REDIS_TIMEOUT_MS, else 0.25.
         body_cap_bytes: How much body a coroutine key or cost function may read; more is refused with 413.
 
     `swallow_errors`, `in_memory_fallback` and `in_memory_fallback_enabled` are taken and do nothing: what happens
@@ -94,7 +94,7 @@ class Limiter(slowapi.Limiter):
         trusted_proxies: Sequence[str] | None = None,
         on_refusal: Callable[..., Any] | None = None,
         on_outage: str = "deny",
-        deadline_s: float = DEADLINE_S,
+        deadline_s: float | None = None,
         body_cap_bytes: int = 1 << 20,
     ) -> None:
         super().__init__(
@@ -110,6 +110,8 @@ class Limiter(slowapi.Limiter):
         )
         if on_outage != "deny":
             raise ConfigurationError(f'on_outage "{on_outage}": this version knows "deny" (503 while Redis is away)')
+        if deadline_s is None:
+            deadline_s = redis_deadline_from_env() or DEADLINE_S
         if not 0 < deadline_s <= 60:
             raise ConfigurationError(f"deadline_s {deadline_s}: use more than 0 and at most 60 seconds")
         if not callable(key_func):
