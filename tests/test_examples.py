@@ -55,6 +55,8 @@ async def test_a_message_is_stored_once_however_often_it_is_sent(
     assert {answer.status_code for answer in sent} == {201}
     assert {answer.json()["text"] for answer in sent} == {"once"}
     assert supabase.inserted == 1
+    stolen = await say(client, "mine", user="mallory", id="00000000-0000-4000-8000-000000000001")
+    assert (stolen.status_code, "once" in stolen.text) == (409, False)
 
 
 async def test_long_messages_cost_more(client: httpx.AsyncClient) -> None:

@@ -1,8 +1,9 @@
 """A fake Supabase, for tests: enough of its gateway and of PostgREST to be called, and to fail as real ones do.
 
-It is no PostgREST: no SQL, no policies, no types, and of all filters only `column=eq.value` and `column=gt.number`; each
-row is numbered in `seq`. What it keeps to is what the client's promises hang on: who may come in (the key), what an insert does when its row exists (`Prefer: resolution`)
-and how connections end. It speaks HTTP/1.1 and HTTP/2, with TLS (ALPN) or without (HTTP/2 by prior knowledge).
+It is no PostgREST: no SQL, no policies, no types, and of all filters only `column=eq.value` and `column=gt.number`.
+Rows are numbered in `seq`. What it keeps to is what the client's promises hang on: who may come in (the key), what an
+insert does when its row exists (`Prefer: resolution`) and how connections end. It speaks HTTP/1.1 and HTTP/2, with TLS
+(ALPN) or without (HTTP/2 by prior knowledge).
 
 At every `close_every`th request all connections that are open are retired, as when a proxy is reloaded. HTTP/1.1: by
 turns the next answer announces it (`Connection: close`), the connection is closed silently right after its next answer,

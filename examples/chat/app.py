@@ -58,7 +58,10 @@ def words(request: Request) -> int:
 @limiter.limit("20/minute;500/day", cost=words, error_message="You write faster than anybody reads")
 async def send(message: Message, request: Request, supabase: Database) -> dict[str, Any]:
     row = {"id": message.id, "author": user(request), "text": message.text}
-    return await insert_once(supabase, "messages", row)
+    stored = await insert_once(supabase, "messages", row)
+    if stored["author"] != row["author"]:
+        raise HTTPException(409, "this id is another message's")
+    return stored
 
 
 @app.get("/messages", dependencies=[Depends(limiter.quota("60/minute", scope="read"))])

@@ -15,16 +15,16 @@ Routes write plain supabase code. When Supabase does not answer they get `Databa
 app answers it with 503 without being told how, and with 504 when it was too slow. Only where an answer has begun, in a
 stream or an accepted WebSocket, there is nothing to answer with: catch it there.
 
-    address.py   · what the two variables may say
-    patience.py  · how long a call may take
-    client.py      supabase-py's client, made our way; what would make it somebody else's is refused
-    transport.py   deadlines, repeated calls, errors in our words, and the only place that has the key
+    address.py     · what the two variables may say
+    patience.py    · how long a call may take
+    client.py        supabase-py's client, made our way; what would make it somebody else's is refused
+    transport.py     deadlines, repeated calls, errors in our words, and the only place that fills in the key
+    connections.py   HTTP/1.1, kept while they are young
 
 Needs `pip install 'onequota[supabase]'`, which is imported when a client is opened and not before.
 """
 
 import asyncio
-import logging
 import math
 import time
 from collections.abc import AsyncIterator, Mapping
@@ -39,6 +39,7 @@ from starlette.requests import HTTPConnection
 from service.database import address
 from service.database.patience import Patience
 from service.errors import ConfigurationError, DatabaseTimeout, DatabaseUnavailable
+from service.logs import events
 from service.settings import supabase_from_env
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Patience", "Supabase", "get_supabase", "idempotent", "insert_once", "lifespan"]
 
-log = logging.getLogger("onequota")
+log = events()
 
 PING_S = 1.5
 """How long a ping may take."""
@@ -95,7 +96,7 @@ class Supabase:
         self._pinging = asyncio.Lock()
         self._pinged_s = -math.inf
         self._silence: DatabaseUnavailable | None = None
-        if self.url is not None and not (find_spec("supabase") and find_spec("stamina")):
+        if self.url is not None and not (find_spec("supabase") and find_spec("tenacity")):
             raise ConfigurationError(
                 f"{address.URL} is set, and supabase is not installed: pip install 'onequota[supabase]'"
             )
@@ -153,7 +154,7 @@ class Supabase:
         except TimeoutError:
             return DatabaseTimeout(f"supabase ping: no answer within {PING_S:g} s")
         except DatabaseUnavailable as error:
-            return error.with_traceback(None)
+            return type(error)(f"supabase ping: {str(error).partition(': ')[2]}")
         if response.status_code in {401, 403}:
             return DatabaseUnavailable(f"supabase ping: it refuses {address.KEY} ({response.status_code})")
         if response.status_code >= 500:
@@ -165,7 +166,7 @@ class Supabase:
             from service.database.client import Clients  # noqa: PLC0415  0.5 s: only who has a Supabase pays
 
             for doubt in address.doubts(self.url, self._key.get_secret_value()):
-                log.warning("%s", doubt)
+                log.warning("supabase_doubtful", reason=doubt)
             self._clients = Clients(self.url, self._key, self._schema, self._patience, self._connections)
             self._client = await self._clients.of_the_service()
             self._pinging, self._pinged_s = asyncio.Lock(), -math.inf
@@ -232,7 +233,8 @@ async def insert_once(
 
     It can be sent again because the id is made here, not by the database: the insert says `ON CONFLICT DO NOTHING` for
     it, so the second finds the row of the first and leaves it. Who wants to call this again after
-    `DatabaseUnavailable`, or lets a browser do so, puts the id into `row`: two calls with one id store one row.
+    `DatabaseUnavailable`, or lets a browser do so, puts the id into `row`: two calls with one id store one row, the
+    first, and both get it, so an id is not for others to guess.
 
     Args:
         supabase: From `get_supabase`.

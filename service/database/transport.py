@@ -17,7 +17,6 @@ service says it with a scheme of its own: a token that a caller sends, whatever 
 
 import asyncio
 import contextlib
-import logging
 import os
 import random
 import secrets
@@ -28,14 +27,15 @@ from email.utils import parsedate_to_datetime
 from typing import Any
 
 import httpx
-import stamina
+import tenacity
 from pydantic import SecretStr
 
 from service.database.connections import Connections
 from service.database.patience import Patience
 from service.errors import ConfigurationError, DatabaseTimeout, DatabaseUnavailable
+from service.logs import events
 
-log = logging.getLogger("onequota")
+log = events()
 
 IDEMPOTENCY_KEY = "Idempotency-Key"
 
@@ -114,11 +114,17 @@ class Transport(httpx.AsyncBaseTransport):
         raise error
 
     async def _attempts(self, call: "_Call", request: httpx.Request) -> httpx.Response:
-        attempts = stamina.retry_context(on=call.again_in, attempts=self._patience.attempts, timeout=None)
-        async for attempt in attempts.with_name(f"supabase {call.name}", (), {}):
+        attempts = tenacity.AsyncRetrying(
+            retry=tenacity.retry_if_exception(call.repeats),
+            wait=lambda _: call.wait_s,
+            stop=tenacity.stop_after_attempt(self._patience.attempts),
+            before_sleep=lambda _: log.info("database_again", call=call.name, wait_s=round(call.wait_s, 3)),
+            reraise=True,
+        )
+        async for attempt in attempts:
             with attempt:
                 return await self._attempt(call, request)
-        raise AssertionError("stamina ends by returning or raising")
+        raise AssertionError("tenacity ends by returning or raising")
 
     async def _attempt(self, call: "_Call", request: httpx.Request) -> httpx.Response:
         call.on_its_way = False
@@ -157,7 +163,7 @@ class Transport(httpx.AsyncBaseTransport):
         now = time.monotonic()
         if now - self._warned_s > 1:  # an outage is one line a second, not one a call
             self._warned_s = now
-            log.warning("database_unavailable error=%s", error)
+            log.warning("database_unavailable", error=str(error))
 
     async def aclose(self) -> None:
         await self._connections.aclose()
@@ -173,18 +179,19 @@ class _Call:
         rereadable = isinstance(request.stream, httpx.ByteStream)  # a file that was sent is at its end
         self._repeatable = rereadable and (not self._writes or IDEMPOTENCY_KEY in request.headers)
         self._failures: list[_Failure] = []
+        self.wait_s = 0.0  # until the next attempt
         self.on_its_way = False  # whether the attempt that is being made may have reached Supabase
 
-    def again_in(self, error: Exception) -> bool | float:
-        """Seconds until the next attempt; False = there is none. A Retry-After past the deadline ends the call."""
+    def repeats(self, error: BaseException) -> bool:
+        """Whether there is another attempt, in `wait_s`. A Retry-After past the deadline ends the call."""
         if not isinstance(error, _Failure):
             return False
         self._failures.append(error)
         if not error.broken or (error.sent and not self._repeatable):
             return False
         backoff_s = random.uniform(0, 0.05 * 2 ** len(self._failures))
-        wait_s = max(backoff_s, (error.retry_after_s or 0) + backoff_s / 2)
-        return wait_s if asyncio.get_running_loop().time() + wait_s < self.due else False
+        self.wait_s = max(backoff_s, (error.retry_after_s or 0) + backoff_s / 2)
+        return asyncio.get_running_loop().time() + self.wait_s < self.due
 
     def failed(self, failure: _Failure) -> None:
         if failure not in self._failures:
