@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from bench import exact, tax
+from bench import exact, hangups, tax
 from bench.processes import Cpus, MissingError
 from bench.service import NotStartedError
 from service.limits.algorithms import ALGORITHMS
@@ -34,7 +34,13 @@ def _told() -> Iterator[None]:
     except tax.InexactError as error:
         typer.echo(f"bench: {error}", err=True)
         raise typer.Exit(1) from None
-    except (MissingError, NotStartedError, exact.InconclusiveError, ValueError) as error:
+    except (
+        MissingError,
+        NotStartedError,
+        exact.InconclusiveError,
+        hangups.InconclusiveError,
+        ValueError,
+    ) as error:
         typer.echo(f"bench: {error}", err=True)
         raise typer.Exit(2) from None
 
@@ -73,6 +79,30 @@ def _exact(
         counts = exact.exact(requests=requests, limit=limit, workers=workers, algorithms=names)
     typer.echo(json.dumps([c.data() for c in counts]) if as_json else "\n".join(c.text() for c in counts))
     if not all(count.exact for count in counts):
+        raise typer.Exit(1)
+
+
+@app.command("hangups")
+def _hangups(
+    *,
+    scenario: Annotated[list[str] | None, typer.Option(help=f"Repeatable: {', '.join(hangups.SCENARIOS)}.")] = None,
+    requests: Annotated[int, typer.Option(min=400, help="A scenario and server.")] = hangups.FULL,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes, where a scenario leaves it open.")] = None,
+    patience: Annotated[float, typer.Option(min=1, help="Times longer than promised is fine: a shared machine.")] = 1,
+    stock: Annotated[bool, typer.Option("--stock/--no-stock", help="Stock uvicorn beside ours.")] = True,
+    as_json: Json = False,
+) -> None:
+    """Client errors while workers come and go: stock uvicorn, ours; Node keep-alive clients."""
+    names = scenario or list(hangups.SCENARIOS)
+    if unknown := [name for name in names if name not in hangups.SCENARIOS]:
+        raise typer.BadParameter(f'unknown scenario "{unknown[0]}"; use {", ".join(hangups.SCENARIOS)}')
+    size = hangups.Size(requests=requests, workers=workers, patience=patience)
+    if not as_json:
+        typer.echo(hangups.HEAD)
+    with _told():
+        report = hangups.measure(names, size, stock=stock, tell=lambda row: None if as_json else typer.echo(row.text()))
+    typer.echo(json.dumps(report.data()) if as_json else report.verdict())
+    if report.broken:
         raise typer.Exit(1)
 
 

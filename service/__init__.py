@@ -18,6 +18,9 @@ validation, before dependencies.
       supervisor.py the parent: starts workers, replaces what is due, dead or stuck
       worker.py     one process: uvicorn, its heartbeat and its gentle end; the only file on uvicorn
     shield.py       the outermost middleware: guard, deadlines, load shedding
+      exchange.py   one request and its response, as the app and the shield see it
+      cancelling.py ending what runs out of time, threads included
+      request_id.py the client's or ours, in logs and answers
     database/       the Supabase client: one per process
     logs.py         events, one line each; the only file that names structlog
     status.py       what the parent tells its workers of the whole service

@@ -347,15 +347,24 @@ class _Patient:
         body_s = _LINGER_S if cycle is not None and cycle.response_complete and cycle.more_body else 0
         patience_s = _WEBSOCKET_LINGER_S if self._http.upgraded else body_s
         if self.is_closing() or not patience_s:
-            self._transport.close()
+            self.finish()
             return
         self.lingers = True
         self._http.flow.resume_reading()
-        self._http.loop.call_later(patience_s, self._transport.close)
+        self._http.loop.call_later(patience_s, self.finish)
 
     def finish(self) -> None:
-        """The body is through."""
+        """Close, once the client has taken what we have written; it is cut off when it takes nothing for long."""
         self._transport.close()
+        if left_bytes := self._transport.get_write_buffer_size():
+            self._http.loop.call_later(_LINGER_S, self._see_off, left_bytes)
+
+    def _see_off(self, before_bytes: int) -> None:
+        left_bytes = self._transport.get_write_buffer_size()
+        if left_bytes >= before_bytes:
+            self._transport.abort()
+        elif left_bytes:
+            self._http.loop.call_later(_LINGER_S, self._see_off, left_bytes)
 
 
 def _unread_bytes(number: int) -> int:

@@ -531,17 +531,17 @@ def test_ids_differ():
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_a_forked_process_gives_other_ids():
     """As gunicorn's workers are, when the app is loaded before."""
-    from service import shield
+    from service import request_id
 
     reader, writer = os.pipe()
     if not os.fork():
-        os.write(writer, shield._prefix.encode())
+        os.write(writer, request_id._prefix.encode())
         os._exit(0)
     os.close(writer)
     with os.fdopen(reader) as pipe:
-        assert len(theirs := pipe.read()) == len(shield._prefix)
+        assert len(theirs := pipe.read()) == len(request_id._prefix)
     os.wait()
-    assert theirs != shield._prefix
+    assert theirs != request_id._prefix
 
 
 @pytest.mark.parametrize("name", ["x-request-id", "X-Request-ID"])

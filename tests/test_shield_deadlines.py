@@ -18,7 +18,7 @@ from starlette.middleware.base import BaseHTTPMiddleware
 from starlette.responses import PlainTextResponse, StreamingResponse
 from starlette.testclient import TestClient
 
-from service import shield
+from service import cancelling
 from service.shield import ResponseCut, Shield
 
 GRAIN_S = 0.3
@@ -876,8 +876,8 @@ def test_a_stalled_upload_is_504_and_the_rest_of_it_is_no_request(slow):
 
 
 def test_the_insides_of_anyio_that_are_touched_are_where_they_were():
-    """Else a request that times out is cancelled at every turn of the loop: see `service.shield._cancel`."""
-    names = set(re.findall(r'getattr\(scope, "(\w+)"', inspect.getsource(shield)))
+    """Else a request that times out is cancelled at every turn of the loop: see `service.cancelling.cancel`."""
+    names = set(re.findall(r'getattr\(scope, "(\w+)"', inspect.getsource(cancelling)))
 
     async def look():
         with anyio.CancelScope() as scope:

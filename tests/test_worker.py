@@ -31,6 +31,8 @@ def test_the_pinned_uvicorn_is_here() -> None:
 
 # An app for a target: test_worker:app, answered in this process.
 
+HUGE = bytes(30_000_000)
+
 
 async def app(scope: Any, receive: Any, send: Any) -> None:
     if scope["type"] != "http":
@@ -38,6 +40,10 @@ async def app(scope: Any, receive: Any, send: Any) -> None:
     if scope["path"] == "/read":
         while (await receive()).get("more_body"):
             pass
+    if scope["path"] == "/huge":
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(HUGE))]})
+        await send({"type": "http.response.body", "body": HUGE})
+        return
     if scope["path"] == "/later":
         await asyncio.sleep(float(scope["query_string"] or b"0.5"))
     body = scope["path"].encode()
@@ -152,6 +158,26 @@ def test_after_a_refused_body_the_connection_is_kept_as_long_as_any(serving: Cal
         began_s = time.monotonic()
         assert client.recv(10) == b""
         assert 0.5 < time.monotonic() - began_s < 10
+
+
+def test_a_client_that_takes_nothing_of_its_answer_is_cut_off_and_a_slow_one_is_not(
+    serving: Callable[..., Serving], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker, "_LINGER_S", 0.3)
+    server = serving()
+    ask_for_it = b"GET /huge HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"
+    with server.raw() as idle, server.raw() as slow:
+        idle.sendall(ask_for_it)
+        slow.sendall(ask_for_it)
+        received = 0
+        while chunk := slow.recv(1_000_000):
+            received += len(chunk)
+            time.sleep(0.03)
+        assert received > len(HUGE), "whole, though it took several times as long"
+        deadline = time.monotonic() + 10
+        while server.server.server_state.connections:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
 
 
 # Clients that never send
