@@ -280,15 +280,16 @@ class Supervisor:
             self._deaths = 0 if steady else self._deaths + 1
             log.error("worker_died", worker=worker.pid, exit_code=exit_code, next_try_s=self._pause(self._deaths - 1))
         else:
-            self._start_failed(worker, worker.failed or f"a worker ended at start-up with exit code {exit_code}")
+            reason = worker.failed or f"a worker ended at start-up with exit code {exit_code}"
+            self._start_failed(worker.pid, reason)
 
-    def _start_failed(self, worker: Worker, reason: str) -> None:
+    def _start_failed(self, pid: int | None, reason: str) -> None:
         if self.target.reload:
-            log.error("worker_failed", worker=worker.pid, reason=reason)
+            log.error("worker_failed", worker=pid, reason=reason)
             self._broken = True
         elif self._served:
             self._deaths += 1
-            log.error("worker_failed", worker=worker.pid, reason=reason, next_try_s=self._pause(self._deaths))
+            log.error("worker_failed", worker=pid, reason=reason, next_try_s=self._pause(self._deaths))
         else:
             self._reason = reason
             self._stop(linger_s=0, at_once=True)
@@ -320,22 +321,33 @@ class Supervisor:
                 actives.remove(idle[0])
 
     def _start(self, replaces: Worker | None = None) -> None:
-        ours, theirs = socket.socketpair()
-        with theirs:
-            theirs.set_inheritable(True)
-            self.listener.set_inheritable(True)
-            boot = _BOOT.format(root=_ROOT, control=theirs.fileno(), listener=self.listener.fileno())
-            # Not multiprocessing: it would import the parent's main module once more, for every worker. -P: the
-            # directory somebody stands in must not hide our package; the import path comes with the errand.
-            # Ctrl-C reaches the whole group: not before the worker can take it as what it is.
-            masked = [signal.SIGINT, signal.SIGHUP]
-            command = [sys.executable, "-P", "-c", boot]
-            pid = os.posix_spawn(sys.executable, command, os.environ, setsigmask=masked)
-        worker = Worker(pid, ours, replaces=replaces)
+        try:
+            worker = self._spawned()
+        except OSError as error:  # no memory, processes or descriptors left
+            self._start_failed(None, f"a worker cannot be started: {error.strerror}")
+            return
+        worker.replaces = replaces
         self._take(worker)
         worker.tell(path=sys.path, target=asdict(self.target))
         if self._told is not None:
             worker.tell(status=self._told.data())
+
+    def _spawned(self) -> Worker:
+        ours, theirs = socket.socketpair()
+        try:
+            with theirs:
+                theirs.set_inheritable(True)
+                self.listener.set_inheritable(True)
+                boot = _BOOT.format(root=_ROOT, control=theirs.fileno(), listener=self.listener.fileno())
+                # Not multiprocessing: it would import the parent's main module once more, for every worker. -P: the
+                # directory somebody stands in must not hide our package; the import path comes with the errand.
+                # Ctrl-C reaches the whole group: not before the worker can take it as what it is.
+                masked = [signal.SIGINT, signal.SIGHUP]
+                command = [sys.executable, "-P", "-c", boot]
+                return Worker(os.posix_spawn(sys.executable, command, os.environ, setsigmask=masked), ours)
+        except OSError:
+            ours.close()
+            raise
 
     def _take(self, worker: Worker) -> None:
         worker.control.setblocking(False)

@@ -299,6 +299,25 @@ def test_code_that_does_not_start_relieves_nobody(tmp_path: Path, app_file: Path
         assert seen.ask()["pid"] not in before
 
 
+def test_no_process_to_be_had_is_waited_out_and_costs_no_worker(tmp_path: Path) -> None:
+    """Any reason for which fork or socketpair may fail; here, too few descriptors for one more."""
+    import resource
+
+    with service(tmp_path) as seen:
+        before = seen.serving
+        ours = resource.prlimit(seen.pid, resource.RLIMIT_NOFILE)
+        open_files = len(list(Path(f"/proc/{seen.pid}/fd").iterdir()))
+        resource.prlimit(seen.pid, resource.RLIMIT_NOFILE, (open_files, ours[1]))
+        seen.signal(signal.SIGHUP)
+        failed = seen.becomes("worker_failed")[0]
+        assert failed["reason"] == "a worker cannot be started: Too many open files"
+        assert seen.ask()["pid"] in before
+        resource.prlimit(seen.pid, resource.RLIMIT_NOFILE, ours)
+        seen.signal(signal.SIGHUP)
+        seen.becomes("worker_retired", 2)
+        assert seen.serving.isdisjoint(before)
+
+
 def test_workers_that_do_not_stay_are_started_ever_more_slowly() -> None:
     supervisor = Supervisor.__new__(Supervisor)
     pauses = [supervisor._pause(failures) for failures in range(10)]
