@@ -1,6 +1,7 @@
 """What is run, checked before anything starts: the app's name, where it is looked for, its TLS files."""
 
 import importlib.util
+import json
 import os
 import ssl
 import sys
@@ -65,6 +66,10 @@ def _check_words(target: Target) -> None:
         raise ConfigurationError("--uds and --fd both say where to listen: leave one out")
     if sys.platform == "win32" and (target.uds is not None or target.fd is not None):
         raise ConfigurationError("--uds and --fd do not exist on Windows: use --host and --port")
+    if target.uds is not None and (not target.uds or "\0" in target.uds):
+        raise ConfigurationError(f"--uds {json.dumps(target.uds)} is no path: is a variable empty?")
+    if target.fd is not None and target.fd < 0:
+        raise ConfigurationError(f"--fd {target.fd} is no file descriptor: wanted 0 or more")
     if target.app_dir is not None and not Path(target.app_dir).is_dir():
         raise ConfigurationError(f'--app-dir "{target.app_dir}" is no directory')
 

@@ -18,6 +18,8 @@ from service.target import Target
         (Target(app=".main:app"), "wanted MODULE:APP"),
         (Target(app="src/main:app"), "wanted MODULE:APP"),
         (Target(app="m:a", uds="/s", fd=3), "--uds and --fd both say where to listen"),
+        (Target(app="m:a", uds=""), '--uds "" is no path'),
+        (Target(app="m:a", fd=-1), "--fd -1 is no file descriptor"),
         (Target(app="m:a", app_dir="/nowhere/at/all"), '--app-dir "/nowhere/at/all" is no directory'),
     ],
 )

@@ -102,16 +102,16 @@ def _of_refused(tallies: dict[str, Tally], status: int, *, between: str) -> list
         exactly(f"uploads answered {status}, connection kept", kept.statuses.get(f"/upload {status}", 0), UPLOADS),
         exactly(f"uploads answered {status}, connection closed", closed.statuses.get(f"/upload {status}", 0), UPLOADS),
         exactly("requests between them answered 200", kept.statuses.get(f"{between} 200", 0), UPLOADS),
+        exactly("errors after the answer", sum((*kept.late.values(), *closed.late.values())), 0),
         exactly("answers with Retry-After", kept.retry_after + closed.retry_after, 2 * UPLOADS),
     ]
 
 
 def _of_uploads(tallies: dict[str, Tally], status: int) -> dict[str, Fact]:
-    facts: dict[str, Fact] = {
+    return {
         f"{status}_read,_connection_{name}:": f"{tally.statuses.get(f'/upload {status}', 0)} of {UPLOADS}"
         for name, tally in tallies.items()
     }
-    return {**facts, "late_errors": sum(sum(tally.late.values()) for tally in tallies.values())}
 
 
 @contextlib.contextmanager

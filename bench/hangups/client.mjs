@@ -40,7 +40,7 @@ class Crew {
   }
 
   agent(maxSockets) {
-    return new http.Agent({ keepAlive: this.plan.keep_alive, maxSockets });
+    return new http.Agent({ keepAlive: true, maxSockets });
   }
 
   async run() {
@@ -97,6 +97,7 @@ class Crew {
 
       const body = method === 'POST' ? this.body : null;
       const headers = body ? { 'content-length': body.length } : {};
+      if (!this.plan.keep_alive) headers.connection = 'close';
       const request = http.request({ host: '127.0.0.1', port: this.port, agent, method, path, headers });
       const timer = setTimeout(() => { settle('timeout'); request.destroy(); }, this.plan.timeout_ms);
       request.on('socket', (socket) => { entry.socket = socket; this.meet(socket); });
