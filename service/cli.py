@@ -119,7 +119,9 @@ def _run(
     ssl_keyfile: File = None,
     ssl_certfile: File = None,
     ssl_keyfile_password: Annotated[str | None, typer.Option(show_default=False)] = None,
-    ssl_ca_certs: File = None,
+    ssl_ca_certs: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Ask clients for a certificate of these.", show_default=False)
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Any ASGI app, on the same runner; REDIS_URL of the embedded Redis is exported to it."""
@@ -152,8 +154,9 @@ def _announce(as_json: bool) -> Any:
     def say(banner: Banner) -> None:
         if banner.warning:
             _complain(f"warning: {banner.warning}")
-        typer.echo(banner.json() if as_json else banner.text())
-        sys.stdout.flush()
+        if sys.stdout is not None:  # whoever closed it does not want to know
+            typer.echo(banner.json() if as_json else banner.text())
+            sys.stdout.flush()
 
     return say
 

@@ -27,12 +27,20 @@ def listening(*, host: str, port: int, uds: str | None, fd: int | None, backlog:
         listener = bound_to_path(uds, backlog)
     else:
         listener = bound(host, port, backlog)
+    ours = _identity(uds)
     try:
         yield listener
     finally:
         listener.close()
-        if uds is not None:
+        if uds is not None and _identity(uds) == ours:  # else somebody has taken our place while we drained
             Path(uds).unlink(missing_ok=True)
+
+
+def _identity(path: str | None) -> tuple[int, int] | None:
+    with contextlib.suppress(OSError):
+        found = Path(path).stat() if path is not None else None
+        return (found.st_dev, found.st_ino) if found is not None else None
+    return None
 
 
 def bound(host: str, port: int, backlog: int) -> socket.socket:

@@ -120,22 +120,43 @@ def configure(settings: Settings) -> None:
     """
     handlers = _handlers(settings)
     logging.addLevelName(_TRACE, "TRACE")
-    level = _TRACE if settings.log_level == "trace" else logging.getLevelNamesMapping()[settings.log_level.upper()]
-    for name in ("", "onequota", "uvicorn"):
+    level = _level(settings)
+    _replace(logging.getLogger(), handlers)
+    logging.getLogger().setLevel(level)
+    _give(handlers, settings)
+    for name in _TALKERS:
+        logging.getLogger(name).setLevel(max(level, logging.WARNING))
+    logging.captureWarnings(True)
+
+
+def restore(settings: Settings) -> None:
+    """After an app has configured logging its own way: our loggers and uvicorn's say what they said before."""
+    if not any(isinstance(handler, _Ours) for handler in logging.getLogger("onequota").handlers):
+        return  # `configure` was not called: this is no process of ours
+    quiet = logging.getLogger("uvicorn.error").level
+    _give(_handlers(settings), settings)
+    logging.getLogger("uvicorn.error").setLevel(quiet)
+
+
+def _level(settings: Settings) -> int:
+    return _TRACE if settings.log_level == "trace" else logging.getLevelNamesMapping()[settings.log_level.upper()]
+
+
+def _give(handlers: list[logging.Handler], settings: Settings) -> None:
+    level = _level(settings)
+    for name in ("onequota", "uvicorn"):
         logger = logging.getLogger(name)
         _replace(logger, handlers)
         logger.setLevel(level)
-        if name:
-            logger.propagate = False  # what an app does to the root logger must not silence the server
+        logger.disabled = False
+        logger.propagate = False  # what an app does to the root logger must not silence the server
     for name in ("uvicorn.error", "uvicorn.access", "uvicorn.asgi"):
         logger = logging.getLogger(name)
         _replace(logger, [])
         logger.setLevel(level)
+        logger.disabled = False
         logger.propagate = True
     logging.getLogger("uvicorn.access").propagate = settings.access_log is not False
-    for name in _TALKERS:
-        logging.getLogger(name).setLevel(max(level, logging.WARNING))
-    logging.captureWarnings(True)
 
 
 def _replace(logger: logging.Logger, handlers: list[logging.Handler]) -> None:

@@ -37,7 +37,16 @@ from service import logs
 from service import target as targets
 from service.errors import ConfigurationError
 from service.limits.stores.embedded import EmbeddedRedis, find_binary
-from service.settings import FAKE_REDIS, HANDOVER, PROBE, Settings, default_workers, redacted, take_handover
+from service.settings import (
+    FAKE_REDIS,
+    HANDOVER,
+    PROBE,
+    Settings,
+    default_workers,
+    redacted,
+    take_handover,
+    working_directory,
+)
 from service.supervisor import SIGNALS, Inheritance, Supervisor
 from service.target import Target
 
@@ -140,7 +149,7 @@ def serve(settings: Settings, target: Target, announce: Callable[[Banner], None]
     made = plan(settings, target, default=default_workers())
     targets.check(target)
     logs.configure(settings)
-    before = dict(os.environ)
+    before, directory = dict(os.environ), working_directory()
     handover = take_handover()
     if handover == PROBE:
         return
@@ -167,7 +176,10 @@ def serve(settings: Settings, target: Target, announce: Callable[[Banner], None]
             wanted=workers,
             watch=_watcher(target.app_dir or ".") if made.reload else None,
             inherited=inherited,
-            hand_over=lambda legacy: _hand_over(replace(legacy, redis=store.legacy()), before),
+            watched=store.missed,
+            hand_over=lambda legacy, interrupted: _hand_over(
+                replace(legacy, redis=store.legacy()), interrupted, before, directory
+            ),
         ).run()
 
 
@@ -199,27 +211,43 @@ def _where(listener: socket.socket, settings: Settings, target: Target) -> str:
 # The whole service, handed over
 
 
-def _hand_over(legacy: Inheritance, environment: dict[str, str]) -> None:
-    """Become a fresh start of the command this process was started with. Comes back only if that cannot be done."""
+def _hand_over(
+    legacy: Inheritance, interrupted: Callable[[], bool], environment: dict[str, str], directory: str
+) -> None:
+    """Become a fresh start of the command this process was started with. Comes back only if that cannot be done, or
+    if it was interrupted by another signal."""
     command = [sys.executable, *sys.orig_argv[1:]]
-    probe = subprocess.run(  # what cannot start must not take the place of what runs
-        command, env=environment | {HANDOVER: PROBE}, capture_output=True, text=True, timeout=_PROBE_S, check=False
-    )
-    if probe.returncode != 0:
-        _log.error("handover_failed", reason=probe.stderr.strip()[-500:])
+    if (why := _would_not_start(command, environment, directory)) is not None:
+        _log.error("handover_failed", reason=why)
         return
-    _log.info("handover")
-    numbers = [legacy.listener, *(worker["control"] for worker in legacy.workers)]
-    for number in numbers:
-        os.set_inheritable(number, True)
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # until there is somebody again to take them
+    numbers = [legacy.listener, *(worker["control"] for worker in legacy.workers)]
     try:
+        if interrupted():
+            return
+        _log.info("handover")
+        for number in numbers:
+            os.set_inheritable(number, True)
+        os.chdir(directory)
         os.execve(sys.executable, command, environment | {HANDOVER: json.dumps(asdict(legacy))})
     except OSError as error:
+        _log.error("handover_failed", reason=str(error))
+    finally:
         for number in numbers:
             os.set_inheritable(number, False)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-        _log.error("handover_failed", reason=str(error))
+
+
+def _would_not_start(command: list[str], environment: dict[str, str], directory: str) -> str | None:
+    """Why not; None if it would. What cannot start must not take the place of what runs."""
+    try:
+        probe = subprocess.run(
+            command, env=environment | {HANDOVER: PROBE}, cwd=directory, capture_output=True, text=True,
+            timeout=_PROBE_S, check=False,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError) as error:
+        return str(error)
+    return probe.stderr.strip()[-500:] or f"exit code {probe.returncode}" if probe.returncode else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,6 +262,11 @@ class _Redis:
     def legacy(self) -> dict[str, Any] | None:
         """What a handover leaves of it."""
         return self.embedded.legacy() if self.embedded is not None else None
+
+    def missed(self, pid: int) -> None:
+        """A child has ended; say so if it was the embedded Redis."""
+        if self.embedded is not None and pid == self.embedded.pid:
+            _log.error("embedded_redis_died", hint="counters are gone, and decisions answer 503: start again")
 
 
 @contextlib.contextmanager

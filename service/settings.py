@@ -160,6 +160,7 @@ class Settings(BaseSettings):
         keep_alive_s: How long an idle connection stays open, seconds.
         backlog: Connections the kernel queues before they are accepted.
         drain_s: How long a worker that was told to stop may still serve what is open, seconds.
+        start_timeout_s: How long a worker may take until it serves, else it is ended; 0 = for ever.
         max_requests: Requests after which a worker is replaced, plus up to a tenth at random; 0 = never.
         max_in_flight: Requests a worker serves at once, before their first byte; more are answered 503; 0 = any.
         max_streams: Responses a worker streams at once; more are answered 503; 0 = any.
@@ -199,6 +200,7 @@ class Settings(BaseSettings):
     keep_alive_s: Annotated[int, _whole(0, 86_400, unit="seconds")] = 75
     backlog: Annotated[int, _whole(1, 65_535)] = 2048
     drain_s: Annotated[int, _whole(0, 86_400, unit="seconds")] = 20
+    start_timeout_s: Annotated[float, _seconds()] = 120
     max_requests: Annotated[int, _whole(0)] = 0
     max_in_flight: Annotated[int, _whole(0)] = 100
     max_streams: Annotated[int, _whole(0)] = 0
@@ -349,6 +351,15 @@ def trusted_proxies_from_env() -> tuple[str, ...]:
 def supabase_from_env() -> tuple[str | None, str | None]:
     """SUPABASE_URL and SUPABASE_SERVICE_KEY, unchecked; None for each that is not set, or empty."""
     return os.environ.get("SUPABASE_URL") or None, os.environ.get("SUPABASE_SERVICE_KEY") or None
+
+
+def working_directory() -> str:
+    """Where this process was started, by the name the shell knows: a link to the latest release stays one."""
+    named = os.environ.get("PWD", "")
+    try:
+        return named if named and Path(named).samefile(".") else str(Path.cwd())
+    except OSError:
+        return str(Path.cwd())
 
 
 def take_handover() -> str | None:

@@ -135,11 +135,13 @@ class Shield:
             with exchange.cancel:
                 try:
                     await self.app(exchange.scope, exchange.receive, exchange.send)
-                except Exception as error:
-                    if await exchange.failed(error):
-                        raise
                 except CancelledError as error:
                     if is_cancelled() or await exchange.failed(error):  # else something it awaited had been cancelled
+                        raise
+                except GeneratorExit:  # the loop is being taken down
+                    raise
+                except BaseException as error:  # sys.exit() in an endpoint shall end no worker, and no connection
+                    if await exchange.failed(error):
                         raise
                 else:
                     if exchange.state != COMPLETE:

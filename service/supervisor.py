@@ -33,7 +33,7 @@ from typing import Any
 
 from service import logs
 from service.errors import ConfigurationError
-from service.settings import Settings
+from service.settings import Settings, working_directory
 from service.status import Status
 from service.target import Target
 
@@ -43,6 +43,7 @@ STUCK_S = 2.5
 TICK_S = 0.1
 _GRACE_S = 5.0  # for a worker that is found stuck, to come back
 _END_S = 2.0  # for an app's lifespan to end, after the drain; when the service stops, a tenth of the drain at most
+_BRIEF_S = 0.2  # for a request that is on its way
 _STOP_LINGER_S = 2.0  # how long an idle connection may still ask a server that stops
 _STEADY_S = 10.0  # a worker that lived so long did not die of its start
 _SLOWEST_S = 30.0  # between two starts of a worker that does not stay
@@ -73,6 +74,7 @@ class Worker:
         end_s: When it is ended if it is still there; None = it has a right to live.
         due: Why it asks to be replaced.
         failed: Why it could not serve.
+        unwanted: It was ended before it served, for newer code is there.
     """
 
     pid: int
@@ -85,6 +87,7 @@ class Worker:
     due: str | None = None
     stuck: bool = False
     failed: str | None = None
+    unwanted: bool = False
     received: bytes = b""
 
     def tell(self, **message: Any) -> None:
@@ -146,7 +149,9 @@ class Supervisor:
         wanted: How many workers, at least 1.
         watch: Calls its argument, from a thread of its own, when files have changed; None = no reloading.
         inherited: Workers to relieve, after a handover.
-        hand_over: Called after SIGUSR2, when no worker is starting; comes back only if it cannot be done.
+        watched: Called with the pid of every child that has ended.
+        hand_over: Called after SIGUSR2, when no worker is starting; comes back only if it cannot be done, or if its
+            second argument says that a signal wants to be obeyed first.
     """
 
     def __init__(
@@ -158,16 +163,19 @@ class Supervisor:
         wanted: int,
         watch: Callable[[Callable[[], None]], None] | None = None,
         inherited: Inheritance | None = None,
-        hand_over: Callable[[Inheritance], None] | None = None,
+        watched: Callable[[int], None] = lambda _: None,
+        hand_over: Callable[[Inheritance, Callable[[], bool]], None] | None = None,
     ) -> None:
         self.settings = settings
         self.target = target
         self.listener = listener
         self.wanted = wanted
+        self.directory = working_directory()  # now: a link that points elsewhere later is the same name
         self.workers: list[Worker] = []
         self.started_s = inherited.started_s if inherited else time.time()
         self.recycles = inherited.recycles if inherited else 0
         self._watch = watch
+        self._watched = watched
         self._hand_over = hand_over
         self._selector = selectors.DefaultSelector()
         self._signals: deque[int] = deque()
@@ -214,6 +222,7 @@ class Supervisor:
         if self._stopping_s is None:
             self._maybe_hand_over()
             self._look_for_stuck()
+            self._look_for_slow()
             self._fill()
             self._replace_next()
         now_s = time.monotonic()
@@ -265,6 +274,7 @@ class Supervisor:
                 return
             if not pid:
                 return
+            self._watched(pid)
             for worker in [worker for worker in self.workers if worker.pid == pid]:
                 for said in worker.heard():
                     worker.failed = worker.failed or said.get("failed")
@@ -272,7 +282,7 @@ class Supervisor:
                 self._lament(worker, os.waitstatus_to_exitcode(outcome))
 
     def _lament(self, worker: Worker, exit_code: int) -> None:
-        if worker.state is State.RETIRED or self._stopping_s is not None:
+        if worker.state is State.RETIRED or worker.unwanted or self._stopping_s is not None:
             log.info("worker_ended", worker=worker.pid, exit_code=exit_code)
         elif worker.state is State.SERVING:
             self.recycles += 1
@@ -328,7 +338,7 @@ class Supervisor:
             return
         worker.replaces = replaces
         self._take(worker)
-        worker.tell(path=sys.path, target=asdict(self.target))
+        worker.tell(path=sys.path, directory=self.directory, target=asdict(self.target))
         if self._told is not None:
             worker.tell(status=self._told.data())
 
@@ -388,7 +398,7 @@ class Supervisor:
         if self._stopping_s is None:
             self.recycles += 1
         # Half of the drain: what begins then has the other half. Who reloads wants the new code at the next request.
-        self._send_away(worker, reason, linger_s=0 if self.target.reload else self.settings.drain_s / 2)
+        self._send_away(worker, reason, linger_s=_BRIEF_S if self.target.reload else self.settings.drain_s / 2)
 
     def _send_away(self, worker: Worker, reason: str, *, linger_s: float) -> None:
         log.info("worker_retired", worker=worker.pid, reason=reason)
@@ -414,6 +424,15 @@ class Supervisor:
             silent_s, left_s = round(now_s - worker.beat_s, 1), round(worker.end_s - now_s, 1)
             log.error("worker_stuck", worker=worker.pid, for_s=silent_s, ended_in_s=left_s)
             self._start(replaces=worker)
+
+    def _look_for_slow(self) -> None:
+        """End a worker that does not come to serve: whoever waits behind it would wait for ever."""
+        limit_s = self.settings.start_timeout_s
+        for worker in self.workers:
+            slow = worker.state is State.STARTING and time.monotonic() - worker.born_s > limit_s > 0
+            if slow and worker.failed is None:
+                worker.failed = f"a worker did not serve within {limit_s:g} s (ONEQUOTA_START_TIMEOUT_S)"
+                worker.signal(signal.SIGKILL)
 
     # What the world says
 
@@ -443,11 +462,17 @@ class Supervisor:
 
     def _replace_all(self, reason: str) -> None:
         log.info("reload", reason=reason)
+        for worker in self.workers:
+            if worker.state is State.STARTING and (worker.replaces is not None or self.target.reload):
+                worker.unwanted = True  # it may have loaded what was there before, or hang in it
+                worker.signal(signal.SIGKILL)
+                if worker.replaces is not None:
+                    self._queue.append((worker.replaces, reason))
         queued = {worker for worker, _ in self._queue}
         self._queue.extend(
             (worker, reason)
             for worker in self.workers
-            if worker.state is not State.RETIRED and worker not in queued and not worker.stuck
+            if worker.state is not State.RETIRED and worker not in queued and not worker.stuck and not worker.unwanted
         )
 
     def _stop(self, *, linger_s: float, at_once: bool = False) -> None:
@@ -458,10 +483,10 @@ class Supervisor:
                 log.info("stopping", drain_s=self.settings.drain_s)
             self.listener.close()
             drain_s = self.settings.drain_s
-            end_s = min(_END_S, drain_s / 10)
-            order = {"linger_s": min(linger_s, drain_s / 4), "drain_s": drain_s - end_s, "end_s": end_s}
+            end_s = min(_END_S, drain_s / 10) or 1.0
+            order = {"linger_s": min(linger_s, drain_s / 4), "drain_s": max(0, drain_s - end_s), "end_s": end_s}
             for worker in self.workers:
-                worker.end_s = self._stopping_s + drain_s
+                worker.end_s = self._stopping_s + (drain_s or end_s)
                 if worker.state is State.STARTING:
                     worker.signal(signal.SIGTERM)
                 elif worker.state is State.SERVING:
@@ -483,8 +508,8 @@ class Supervisor:
         """Not while a worker is starting: whoever comes after could not tell it from one that serves."""
         starting = any(worker.state is State.STARTING for worker in self.workers)
         if self._hands_over and not starting and self._hand_over is not None:
-            self._hands_over = False
-            self._hand_over(self.inheritance())
+            self._hand_over(self.inheritance(), lambda: bool(self._signals))
+            self._hands_over = bool(self._signals)  # then they come first
 
     def inheritance(self) -> Inheritance:
         """What a handover leaves."""

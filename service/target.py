@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from service.errors import ConfigurationError
+from service.settings import working_directory
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +55,8 @@ def check(target: Target) -> None:
     _check_words(target)
     _check_tls(target)
     if target.app_dir is not None:
-        sys.path.insert(0, str(Path(target.app_dir).resolve()))
+        # Not resolved: a link to the latest release is followed anew by every worker that starts.
+        sys.path.insert(0, os.path.normpath(Path(working_directory(), target.app_dir)))
     _check_module(target.app)
 
 
@@ -76,9 +78,19 @@ def _check_words(target: Target) -> None:
 
 def _check_module(app: str) -> None:
     """Only whether it can be found: importing an app is for its workers, who tell what is missing inside."""
-    name = app.partition(":")[0].partition(".")[0]
+    module = app.partition(":")[0]
+    name = module.partition(".")[0]
+    if name == "service" and not _exists(module):
+        raise unloadable(app, 'onequota\'s own package is called "service", and hides yours: call yours differently')
     if name not in sys.modules and importlib.util.find_spec(name) is None:
         raise unloadable(app, f'no module "{name}" in the app directory or among what is installed')
+
+
+def _exists(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ImportError:
+        return False
 
 
 def unloadable(app: str, reason: str) -> ConfigurationError:

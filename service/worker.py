@@ -17,10 +17,13 @@ import asyncio
 import contextlib
 import json
 import logging
+import math
 import os
 import random
+import re
 import signal
 import socket
+import ssl
 import struct
 import sys
 import threading
@@ -48,9 +51,12 @@ BEAT_S = 0.5
 STUCK_S = 2.5
 """A loop that has not beaten for so long is stuck. A wrong guess costs a replacement, and no request."""
 
-SHORTEST_HINT_S = 30
+_HINTED_S = 35
+_MOST_HEAD_BYTES = 128 * 1024  # of one request, over several reads; the parser itself takes any
 _LINGER_S = 30.0  # for the rest of a body that nobody wants
 _WEBSOCKET_LINGER_S = 1.0
+_ACCEPTED_S = 0.05  # for clients that the kernel has accepted: to be handed over, and to become connections
+_LONGEST = 500  # characters of an app's last words
 _STDLIB = str(Path(os.__file__).parent)
 _log = logs.events()
 
@@ -66,6 +72,8 @@ def main(control_fd: int, listener_fd: int) -> None:
     parent = Parent(socket.socket(fileno=control_fd))
     errand = parent.first()
     sys.path[:] = errand["path"]
+    with contextlib.suppress(OSError):  # by the name it was started under: behind a link there is the latest release
+        os.chdir(errand["directory"])
     target = Target(**errand["target"])
     try:
         settings = load()
@@ -75,8 +83,8 @@ def main(control_fd: int, listener_fd: int) -> None:
         server = Server(_Config(settings, target), parent, settings)
         server.run([socket.socket(fileno=listener_fd)])
     except (Exception, SystemExit) as error:
-        if target.reload:  # somebody is writing code: show it whole
-            _log.exception("worker_failed")
+        # Whole where somebody is writing code.
+        (_log.exception if target.reload else _log.debug)("worker_failed", exc_info=error)
         parent.say(failed=_reason(target.app, error))
         sys.exit(STARTUP_FAILURE)
     # A thread that hangs in somebody's endpoint keeps the process until the parent ends it, with the drain.
@@ -132,6 +140,7 @@ class Server(uvicorn.Server):
     def __init__(self, config: "_Config", parent: Parent, settings: Settings) -> None:
         super().__init__(config)
         self._parent = parent
+        self._settings = settings
         self._drain_s = float(settings.drain_s)
         self._end_s = 2.0
         self._header_s = settings.header_timeout_s
@@ -139,17 +148,18 @@ class Server(uvicorn.Server):
         self._recycle_at = settings.max_requests + random.randint(0, settings.max_requests // 10)
         self._asked = False
         self._beaten_s = 0.0
-        self._over = threading.Event()
-        self._unheard: dict[_Http, tuple[object, float]] = {}
+        self._over = False
+        self._unheard: dict[object, tuple[object, float]] = {}
 
     # Serving
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
+        logs.restore(self._settings)
         loop = asyncio.get_running_loop()
         loop.add_reader(self._parent.control.fileno(), self._listen)
         self._beat(loop)
-        threading.Thread(target=self._watch, args=[threading.get_ident()], daemon=True).start()
+        threading.Thread(target=self._watch, args=[threading.get_ident(), os.getppid()], daemon=True).start()
 
     def _beat(self, loop: asyncio.AbstractEventLoop) -> None:
         self._beaten_s = time.monotonic()
@@ -177,15 +187,20 @@ class Server(uvicorn.Server):
                 )
                 self.should_exit = True
 
-    def _watch(self, loop_thread: int) -> None:
-        """From a thread: say where the loop hangs, once each time. The parent acts; this is for people."""
-        told_s = 0.0
-        while not self._over.wait(BEAT_S):
-            since_s = self._beaten_s
-            if since_s != told_s and time.monotonic() - since_s > STUCK_S:
+    def _watch(self, loop_thread: int, parent: int) -> None:
+        """From a thread: say where the loop hangs, once each time; and outlive a parent by one drain at most."""
+        told_s, orphaned_s = 0.0, math.inf
+        while True:
+            time.sleep(BEAT_S)
+            now_s, since_s = time.monotonic(), self._beaten_s
+            if since_s != told_s and now_s - since_s > STUCK_S and not self._over:
                 told_s = since_s
                 stack = traceback.format_stack(sys._current_frames()[loop_thread])
-                _log.error("loop_stuck", for_s=round(time.monotonic() - since_s, 1), stack="".join(stack[-6:]))
+                _log.error("loop_stuck", for_s=round(now_s - since_s, 1), stack="".join(stack[-6:]))
+            if os.getppid() != parent:
+                orphaned_s = min(orphaned_s, now_s)
+            if now_s - orphaned_s > self._drain_s + self._end_s:  # it holds the port, and nobody will end it
+                os._exit(1)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -203,14 +218,18 @@ class Server(uvicorn.Server):
         """Close connections whose client does not get a request's header across in time."""
         before, self._unheard = self._unheard, {}
         for connection in list(self.server_state.connections):
-            if not isinstance(connection, _Http) or not connection.hears_header:
+            if not _hears_header(connection):
                 continue
-            scope, since_s = before.get(connection, (connection.scope, now_s))
-            if scope is not connection.scope:
-                since_s = now_s
-            self._unheard[connection] = connection.scope, since_s
-            if now_s - since_s > self._header_s and not connection.unread():
-                connection.give_up()
+            scope = getattr(connection, "scope", None)
+            known, since_s = before.get(connection, (scope, now_s))
+            since_s = since_s if known is scope else now_s
+            self._unheard[connection] = scope, since_s
+            if now_s - since_s <= self._header_s:
+                continue
+            if not isinstance(connection, _Http):
+                connection.transport.close()
+            elif not connection.unread():
+                connection.give_up(b"408 Request Timeout")
 
     # Retiring
 
@@ -218,11 +237,12 @@ class Server(uvicorn.Server):
         began_s = time.monotonic()
         status.retire()
         self._say_close()
-        await asyncio.sleep(0)  # what the kernel has handed over is accepted
+        await asyncio.sleep(_ACCEPTED_S)
         for server in self.servers:
             server.close()
         for sock in sockets or ():
             sock.close()
+        await asyncio.sleep(_ACCEPTED_S)
         while self.server_state.connections or self.server_state.tasks:
             took_s = time.monotonic() - began_s
             if took_s > self._drain_s:
@@ -236,7 +256,7 @@ class Server(uvicorn.Server):
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(max(0.0, began_s + self._drain_s - time.monotonic()) + self._end_s):
                 await self.lifespan.shutdown()
-        self._over.set()
+        self._over = True
 
     def _say_close(self) -> None:
         """Every response whose head is not sent yet ends its connection; also repairs the date."""
@@ -276,6 +296,7 @@ class _Http(HttpToolsProtocol):
 
     transport: Any
     upgraded = False
+    _head_bytes = 0
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(cast(asyncio.Transport, _Patient(transport, self)))
@@ -283,7 +304,7 @@ class _Http(HttpToolsProtocol):
     @property
     def hears_header(self) -> bool:
         """Whether it waits for a request's header: its first, or one that has begun."""
-        return self.scope is None or "method" not in self.scope
+        return self.scope is None or "path" not in self.scope  # set last; never of an upgrade that is not carried out
 
     @property
     def idle(self) -> bool:
@@ -291,19 +312,27 @@ class _Http(HttpToolsProtocol):
         if self.scope is None:
             return True
         cycle = self.cycle
-        return "method" in self.scope and cycle is not None and cycle.response_complete and not cycle.more_body
+        return "path" in self.scope and cycle is not None and cycle.response_complete and not cycle.more_body
 
     def unread(self) -> bool:
         """Whether the client has sent what nobody has read yet: it would be lost."""
         number = self.transport.get_extra_info("socket").fileno()
         return number >= 0 and _unread_bytes(number) > 0
 
-    def give_up(self) -> None:
-        """Close on a client that sends no header; if it began one, it is told."""
-        if self.scope is None:
-            self.transport.close()
-            return
-        self.transport.write(b"HTTP/1.1 408 Request Timeout\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")
+    def data_received(self, data: bytes) -> None:
+        if self.scope is not None and "path" in self.scope:
+            self._head_bytes = 0
+        else:
+            self._head_bytes += len(data)
+            if self._head_bytes > _MOST_HEAD_BYTES:
+                self.give_up(b"431 Request Header Fields Too Large")
+                return
+        super().data_received(data)
+
+    def give_up(self, status: bytes) -> None:
+        """Close on a client that does not get a header across; if it began one, it is told."""
+        if self.scope is not None:
+            self.transport.write(b"HTTP/1.1 " + status + b"\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")
         self.transport.close()
 
     def handle_websocket_upgrade(self) -> None:
@@ -323,6 +352,13 @@ class _Http(HttpToolsProtocol):
             self.timeout_keep_alive_task = self.loop.call_later(
                 self.timeout_keep_alive, self.timeout_keep_alive_handler
             )
+
+
+def _hears_header(connection: object) -> bool:
+    """Whether it waits for a request, or for a WebSocket's handshake that makes sense."""
+    if isinstance(connection, _Http):
+        return connection.hears_header
+    return not getattr(connection, "handshake_initiated", True)
 
 
 class _Patient:
@@ -380,7 +416,8 @@ class _Config(uvicorn.Config):
     """uvicorn's: ours in front of the app, and errors that are raised, not printed."""
 
     def __init__(self, settings: Settings, target: Target) -> None:
-        hint_s = settings.keep_alive_s - 5
+        # A short hint would have Node give up on long answers.
+        hint = [("keep-alive", f"timeout={settings.keep_alive_s - 5}")] if settings.keep_alive_s >= _HINTED_S else []
         super().__init__(
             target.app,
             factory=target.factory,
@@ -390,8 +427,7 @@ class _Config(uvicorn.Config):
             access_log=False,  # the shield's has the request id, and what it took
             proxy_headers=False,  # it takes a client's own word for its address
             server_header=False,
-            # A short hint would have Node give up on long answers.
-            headers=[("keep-alive", f"timeout={hint_s}")] if hint_s >= SHORTEST_HINT_S else None,
+            headers=hint if settings.keep_alive_s else [("connection", "close")],
             backlog=settings.backlog,
             timeout_keep_alive=settings.keep_alive_s,
             timeout_graceful_shutdown=settings.drain_s,
@@ -399,6 +435,7 @@ class _Config(uvicorn.Config):
             ssl_certfile=target.ssl_certfile,
             ssl_keyfile_password=target.ssl_keyfile_password,
             ssl_ca_certs=target.ssl_ca_certs,
+            ssl_cert_reqs=ssl.CERT_REQUIRED if target.ssl_ca_certs else ssl.CERT_NONE,
         )
         self._settings = settings
         self._target = target
@@ -414,6 +451,7 @@ class _Config(uvicorn.Config):
         super().load()
         self.lifespan_class = _Lifespan
         settings = self._settings
+        logs.restore(settings)  # an app's own dictConfig switches off every logger that it does not name
         wanted = settings.access_log
         self.loaded_app = Shield(
             self.loaded_app,
@@ -439,15 +477,27 @@ class _Lifespan(LifespanOn):
     async def startup(self) -> None:
         await super().startup()
         if self.should_exit:
-            raise AppFailedError(self._why or "it gave no reason")
+            error = AppFailedError(_last_words(self._why or "") or "it gave no reason")
+            error.add_note(self._why or "")
+            raise error
 
     async def send(self, message: Any) -> None:
         if message["type"] == "lifespan.startup.failed":
-            lines = message.get("message", "").strip().splitlines()
-            self._why = lines[-1] if lines else None
+            self._why = message.get("message")
             message = {"type": message["type"]}
             self.logger = logging.Logger("unheard", logging.CRITICAL)  # the parent says it, in one line
         await super().send(message)
+
+
+def _last_words(text: str) -> str:
+    """What an app said when it failed to start: of a traceback, also of a group's, the exception alone."""
+    lines = [re.sub(r"^\s*\| ?", "", line) for line in text.splitlines() if not re.match(r"\s*\+[-+]*\s*[\d-]*", line)]
+    code = [number for number, line in enumerate(lines) if line.startswith('  File "')]
+    if code:
+        after = (number for number in range(code[-1] + 1, len(lines)) if not lines[number].startswith(" "))
+        lines = lines[next(after, 0) :]
+    said = " ".join(" ".join(lines).split())
+    return said if len(said) <= _LONGEST else f"{said[:_LONGEST]}..."
 
 
 def _reason(app: str, error: BaseException) -> str:

@@ -24,8 +24,8 @@ def environment(**changes: str) -> dict[str, str]:
     return kept | {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"} | changes
 
 
-def command(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "service.cli", *arguments]
+def command(*arguments: str, python: str = sys.executable) -> list[str]:
+    return [python, "-m", "service.cli", *arguments]
 
 
 @dataclass
@@ -58,10 +58,11 @@ class Running:
 def onequota(cwd: Path, *arguments: str, **changes: Any) -> Iterator[Running]:
     """The command with `--json`, in a session of its own as in a terminal; ended afterwards, with workers."""
     variables = changes.pop("variables", {})
-    errors = cwd / "errors"
+    python = changes.pop("python", sys.executable)
+    errors = cwd.resolve() / "errors"
     with errors.open("w") as log:
         process = subprocess.Popen(
-            command(*arguments, "--json"), cwd=cwd, env=environment(**variables), text=True,
+            command(*arguments, "--json", python=python), cwd=cwd, env=environment(**variables), text=True,
             stdout=subprocess.PIPE, stderr=log, start_new_session=True, **changes,
         )  # fmt: skip
     with process:

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shlex
 import shutil
 import signal
 import socket
@@ -219,6 +220,19 @@ def test_an_inherited_socket_is_listened_on(tmp_path: Path) -> None:
         with onequota(tmp_path, *arguments, pass_fds=[number]) as running:
             assert running.banner["url"] == f"http://127.0.0.1:{listener.getsockname()[1]}"
             assert running.get()["version"] == "one"
+
+
+def test_a_closed_standard_output_is_nobodys_problem(tmp_path: Path) -> None:
+    shell = " ".join(shlex.quote(word) for word in command("run", "some_app:app", "--port", "0", "--no-reload"))
+    with (tmp_path / "errors").open("w") as log:
+        process = subprocess.Popen(
+            ["/bin/sh", "-c", f"exec {shell} >&-"], cwd=tmp_path, env=environment(), stderr=log, start_new_session=True
+        )
+    try:
+        assert becomes(lambda: "worker_serving" in (tmp_path / "errors").read_text(), 20)
+    finally:
+        process.terminate()
+        assert process.wait(20) == 0
 
 
 def test_a_port_in_use_is_one_line(tmp_path: Path) -> None:

@@ -62,6 +62,14 @@ def sending(*messages):
 # ── the guard ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.parametrize("kind", [SystemExit, KeyboardInterrupt, BaseException])
+def test_what_would_end_a_process_ends_a_request(told, kind):
+    """`sys.exit()` in a library that an endpoint calls: 500, and the connection lives as after any exception."""
+    wire = run(Shield(raising(kind("out"))))
+    assert (wire.status, wire.problem["request_id"]) == (500, wire.headers["x-request-id"])
+    assert len(told("unhandled_exception")) == 1
+
+
 def test_an_exception_is_answered_500_and_not_raised(told):
     """Raised at uvicorn, it would close the connection after an answer that says keep-alive: the next request dies."""
     wire = run(Shield(raising(KeyError("a secret"))))

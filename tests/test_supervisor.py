@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import httpx2 as httpx
 import pytest
 from redis import Redis
 from running import ROOT, Running, alive, becomes, onequota
@@ -74,10 +75,13 @@ def app_file(tmp_path: Path) -> Path:
 
 
 @contextlib.contextmanager
-def service(cwd: Path, workers: int = 2, *options: str, **variables: str) -> Iterator["Seen"]:
+def service(
+    cwd: Path, workers: int = 2, *options: str, python: str = sys.executable, pwd: str = "", **variables: str
+) -> Iterator["Seen"]:
     arguments = ["run", "app:app", "--port", "0", "--workers", str(workers), "--no-reload", "--no-access-log", *options]
     variables = {"ONEQUOTA_LOG_FORMAT": "json"} | {f"ONEQUOTA_{name}": value for name, value in variables.items()}
-    with onequota(cwd, *arguments, variables=variables) as running:
+    variables |= {"PWD": pwd} if pwd else {}
+    with onequota(cwd, *arguments, variables=variables, python=python) as running:
         seen = Seen(running)
         assert becomes(lambda: len(seen.events("worker_serving")) == workers, 20), running.said()
         yield seen
@@ -273,6 +277,33 @@ def test_a_worker_that_is_only_slow_loses_no_request_however_short_their_deadlin
         assert len(waiting.result()) == 20
 
 
+def test_a_parent_that_is_killed_leaves_no_worker_for_longer_than_the_drain(tmp_path: Path) -> None:
+    """Not even one whose loop or thread hangs: it would hold the port."""
+    with service(tmp_path, DRAIN_S="1") as seen, contextlib.closing(seen.connect()) as connection:
+        workers = seen.serving
+        connection.request("GET", "/block?s=60")
+        time.sleep(0.3)
+        os.kill(seen.pid, signal.SIGKILL)
+        assert becomes(lambda: not any(alive(worker) for worker in workers), 15)
+
+
+def test_an_embedded_redis_that_dies_is_told(tmp_path: Path) -> None:
+    with service(tmp_path, 1) as seen:
+        with contextlib.closing(Redis.from_url(seen.ask()["redis"])) as redis:
+            os.kill(redis.info("server")["process_id"], signal.SIGKILL)
+        seen.becomes("embedded_redis_died")
+        assert "pid" in seen.ask()
+
+
+def test_an_app_that_configures_logging_its_own_way_silences_nobody(tmp_path: Path, app_file: Path) -> None:
+    app_file.write_text(APP + "\nimport logging.config\nlogging.config.dictConfig({'version': 1})\n"
+        "@app.get('/boom')\ndef boom(): raise RuntimeError('loud')\n")  # fmt: skip
+    with service(tmp_path, 1) as seen:
+        assert seen.ask("/boom")["status"] == 500
+        [event] = seen.becomes("unhandled_exception")
+        assert "loud" in event["exception"]
+
+
 def test_a_loop_that_never_comes_back_is_ended_at_the_request_timeout(tmp_path: Path) -> None:
     with service(tmp_path, REQUEST_TIMEOUT_S="3") as seen, ThreadPoolExecutor(1) as pool:
         blocked = pool.submit(seen.ask, "/block?s=60")
@@ -378,6 +409,29 @@ def test_signals_in_the_middle_of_a_handover_are_not_lost_and_kill_nobody(tmp_pa
         assert seen.ends(20) < 20
 
 
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR2], ids=["HUP", "USR2"])
+@pytest.mark.parametrize("how", ["cwd", "app_dir"])
+def test_a_link_to_the_latest_release_is_followed_by_every_deploy(
+    tmp_path: Path, app_file: Path, number: signal.Signals, how: str
+) -> None:
+    current = tmp_path / "current"
+    for release in ("first", "second"):
+        (tmp_path / release).mkdir()
+        text = APP + f"\n@app.get('/release')\ndef release(): return ['{release}', os.path.exists('{release}.txt')]\n"
+        (tmp_path / release / "app.py").write_text(text)
+        (tmp_path / release / f"{release}.txt").touch()
+    app_file.unlink()
+    current.symlink_to("first")
+    options, where = (["--app-dir", str(current)], tmp_path) if how == "app_dir" else ([], current)
+    with service(where, 1, *options, pwd=str(where)) as seen:
+        assert seen.ask("/release") == ["first", how == "cwd"]
+        (tmp_path / "next").symlink_to("second")
+        (tmp_path / "next").rename(current)
+        seen.signal(number)
+        seen.becomes("worker_ended")
+        assert seen.ask("/release") == ["second", how == "cwd"]
+
+
 def test_a_handover_that_could_not_start_is_not_begun(tmp_path: Path, app_file: Path) -> None:
     with service(tmp_path) as seen:
         app_file.unlink()
@@ -385,6 +439,67 @@ def test_a_handover_that_could_not_start_is_not_begun(tmp_path: Path, app_file: 
         [failed] = seen.becomes("handover_failed")
         assert 'no module "app"' in failed["reason"]
         assert "pid" in seen.ask()
+
+
+def test_a_handover_with_no_interpreter_to_start_is_not_begun(tmp_path: Path) -> None:
+    """As while a virtual environment is being rebuilt."""
+    python = tmp_path / "python"
+    python.symlink_to(sys.executable)
+    (tmp_path / "pyvenv.cfg").write_text((Path(sys.prefix) / "pyvenv.cfg").read_text())
+    (tmp_path / "lib").symlink_to(Path(sys.prefix) / "lib")
+    (tmp_path / "bin").mkdir()
+    python = python.rename(tmp_path / "bin" / "python")
+    with service(tmp_path, python=str(python)) as seen:
+        python.unlink()
+        seen.signal(signal.SIGUSR2)
+        [failed] = seen.becomes("handover_failed")
+        assert "No such file" in failed["reason"]
+        assert "pid" in seen.ask()
+
+
+def test_a_stop_that_comes_while_a_handover_is_being_tried_is_obeyed(tmp_path: Path) -> None:
+    with service(tmp_path) as seen:
+        seen.signal(signal.SIGUSR2)
+        time.sleep(0.15)  # the new one is being tried, for some tenths of a second
+        seen.signal(signal.SIGTERM)
+        assert seen.ends(20) < 20
+
+
+def test_a_worker_that_never_comes_to_serve_is_ended_and_blocks_no_later_deploy(tmp_path: Path, app_file: Path) -> None:
+    with service(tmp_path, START_TIMEOUT_S="3") as seen:
+        before = seen.serving
+        app_file.write_text("import time; time.sleep(3600)")
+        seen.signal(signal.SIGHUP)
+        [failed] = seen.becomes("worker_failed")
+        assert failed["reason"] == "a worker did not serve within 3 s (ONEQUOTA_START_TIMEOUT_S)"
+        seen.signal(signal.SIGHUP)
+        time.sleep(1)  # one hangs again
+        app_file.write_text(APP)
+        seen.signal(signal.SIGHUP)
+        seen.becomes("worker_retired", 2)
+        assert seen.ask()["pid"] not in before
+        assert len(seen.events("worker_failed")) == 1
+
+
+def test_a_socket_path_that_a_successor_has_taken_is_left_to_it(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    arguments = ("run", "app:app", "--app-dir", str(tmp_path), "--uds", str(path), "--workers", "1", "--no-reload")
+    (tmp_path / "second").mkdir()
+    with onequota(tmp_path, *arguments) as first:
+        transport = httpx.HTTPTransport(uds=str(path))
+        with httpx.Client(transport=transport, timeout=20) as client, ThreadPoolExecutor(1) as pool:
+            waiting = pool.submit(client.get, "http://x/wait?s=2")
+            time.sleep(0.5)
+            first.process.send_signal(signal.SIGTERM)
+            time.sleep(0.5)
+            with onequota(tmp_path / "second", *arguments) as second:
+                assert waiting.result().status_code == 200
+                assert first.process.wait(20) == 0
+                assert path.exists()
+                with httpx.Client(transport=httpx.HTTPTransport(uds=str(path)), timeout=20) as other:
+                    assert other.get("http://x/").status_code == 200
+                assert second.process.poll() is None
+    assert not path.exists()
 
 
 def test_sigterm_lets_what_is_under_way_finish(tmp_path: Path) -> None:
@@ -403,6 +518,21 @@ def test_sigterm_ends_within_the_drain_whatever_is_open(tmp_path: Path, path: st
         time.sleep(0.5)
         seen.signal(signal.SIGTERM)
         assert seen.ends(10) < 3.5
+
+
+def test_without_a_drain_an_app_still_ends(tmp_path: Path, app_file: Path) -> None:
+    app_file.write_text(APP.replace("app = FastAPI()", """
+from contextlib import asynccontextmanager
+@asynccontextmanager
+async def lifespan(app):
+    yield
+    open("ended", "w").close()
+app = FastAPI(lifespan=lifespan)
+"""))  # fmt: skip
+    with service(tmp_path, 1, DRAIN_S="0") as seen:
+        seen.signal(signal.SIGTERM)
+        assert seen.ends(10) < 5
+    assert (tmp_path / "ended").exists()
 
 
 def test_a_second_ctrl_c_ends_at_once(tmp_path: Path) -> None:

@@ -63,3 +63,9 @@ def test_a_module_that_does_not_exist_is_told_and_none_is_imported_to_know(
     target._check_module("explosive_app:app")
     with pytest.raises(ConfigurationError, match='app "no_such_app:app" cannot be loaded: no module'):
         target._check_module("no_such_app:app")
+
+
+def test_an_app_behind_our_own_packages_name_is_told_so() -> None:
+    with pytest.raises(ConfigurationError, match=r'package is called "service", and hides yours'):
+        target._check_module("service.main:app")
+    target._check_module("service.app:create_app")

@@ -55,13 +55,14 @@ async def app(scope: Any, receive: Any, send: Any) -> None:
 class Serving:
     """A worker's server in a thread, with the parent's end of its socket."""
 
-    def __init__(self, target: Target, **settings: Any) -> None:
+    def __init__(self, target: Target, before: Callable[["Serving"], None], **settings: Any) -> None:
         self.parent, control = socket.socketpair()
         listener = socket.create_server(("127.0.0.1", 0))
         self.port = listener.getsockname()[1]
         made = Settings(**{"access_log": False, **settings})
         self.server = worker.Server(worker._Config(made, target), worker.Parent(control), made)
         control.setblocking(False)
+        before(self)
         self.thread = threading.Thread(target=self._run, args=[listener, control])
         self.thread.start()
 
@@ -88,9 +89,13 @@ def serving(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Serving]]
     started: list[Serving] = []
     monkeypatch.setattr(status, "_retired", False)
 
-    def start(target: Target = Target(app="test_worker:app"), **settings: Any) -> Serving:  # noqa: B008
-        started.append(Serving(target, **settings))
-        assert b"serving" in started[-1].heard()
+    def start(
+        target: Target = Target(app="test_worker:app"),  # noqa: B008
+        before: Callable[[Serving], None] = lambda _: None,
+        **settings: Any,
+    ) -> Serving:
+        started.append(Serving(target, before, **settings))
+        assert b'"state"' in started[-1].heard()
         return started[-1]
 
     yield start
@@ -198,6 +203,25 @@ def test_a_client_that_sends_nothing_is_closed_and_one_that_sends_half_a_header_
         assert used.recv(65536).startswith(b"HTTP/1.1 408"), "the second request of a connection is waited for as long"
 
 
+def test_a_header_without_end_is_refused(serving: Callable[..., Serving]) -> None:
+    server = serving()
+    with server.raw() as client:
+        client.sendall(b"GET / HTTP/1.1\r\nhost: x\r\nx: ")
+        with contextlib.suppress(OSError):
+            for _ in range(100):
+                client.sendall(b"y" * 10_000)
+                time.sleep(0.001)
+        assert client.recv(65536).startswith(b"HTTP/1.1 431 ")
+
+
+def test_an_upgrade_that_makes_no_sense_is_not_waited_for(serving: Callable[..., Serving]) -> None:
+    server = serving(header_timeout_s=0.5)
+    with server.raw() as client:
+        upgrade = b"connection: upgrade\r\nupgrade: websocket\r\ncontent-length: 5\r\n\r\nhello"
+        client.sendall(b"POST / HTTP/1.1\r\nhost: x\r\n" + upgrade)
+        assert client.recv(65536) == b""
+
+
 def test_an_idle_connection_and_a_slow_body_are_no_slow_header(serving: Callable[..., Serving]) -> None:
     server = serving(header_timeout_s=0.5)
     with server.raw() as idle, server.raw() as slow:
@@ -230,6 +254,20 @@ def test_a_retired_worker_accepts_nobody_and_answers_who_is_connected_once(servi
         assert ask(connection, "/b").headers["connection"] == "close"
     server.thread.join(5)
     assert not server.thread.is_alive(), "nothing is left to wait for"
+
+
+def test_who_waits_for_a_worker_that_is_stopped_as_it_starts_is_answered(serving: Callable[..., Serving]) -> None:
+    """What the kernel hands over is no connection of uvicorn's at once, and the loop must not end under it."""
+    clients: list[socket.socket] = []
+
+    def stopped_at_once(server: Serving) -> None:
+        clients.append(server.raw())
+        clients[0].sendall(b"GET /later HTTP/1.1\r\nhost: x\r\n\r\n")
+        server.server.should_exit = True
+
+    serving(before=stopped_at_once)
+    with clients[0] as client:
+        assert client.recv(65536).startswith(b"HTTP/1.1 200")
 
 
 def test_an_answer_that_began_to_be_made_long_before_still_says_close(serving: Callable[..., Serving]) -> None:
@@ -297,6 +335,18 @@ def test_a_short_keep_alive_is_not_hinted_at() -> None:
     assert worker._Config(Settings(keep_alive_s=34), SERVICE).headers == []
 
 
+def test_no_keep_alive_is_said(serving: Callable[..., Serving]) -> None:
+    server = serving(keep_alive_s=0)
+    with contextlib.closing(server.connect()) as connection:
+        assert ask(connection, "/").headers["connection"] == "close"
+
+
+def test_certificates_to_trust_are_certificates_to_ask_for() -> None:
+    asking = worker._Config(Settings(), Target(app="m:a", ssl_certfile="c", ssl_ca_certs="ca"))
+    assert asking.ssl_cert_reqs == ssl.CERT_REQUIRED
+    assert worker._Config(Settings(), Target(app="m:a", ssl_certfile="c")).ssl_cert_reqs == ssl.CERT_NONE
+
+
 def raised(error: BaseException) -> BaseException:
     try:
         raise error
@@ -309,6 +359,41 @@ def test_the_reason_of_a_worker_is_one_line_with_the_place_in_the_code() -> None
     assert line.startswith('app "m:a" cannot be loaded: KeyError: ')
     assert f"({__file__}, line " in line
     assert "\n" not in line
+
+
+GROUP = """\
+  + Exception Group Traceback (most recent call last):
+  |   File "a", line 1
+  |     g()
+  | ExceptionGroup: two (1 sub-exception)
+  +-+---------------- 1 ----------------
+    | Traceback:
+    |   File "b", line 2
+    |     h()
+    | OSError: no database
+    +------------------------------------
+"""
+SEVERAL_LINES = """\
+Traceback (most recent call last):
+  File "a", line 1, in b
+    c()
+ValueError: 1 error
+field
+  wanted int
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("no database", "no database"),
+        (SEVERAL_LINES, "ValueError: 1 error field wanted int"),
+        (GROUP, "OSError: no database"),
+        ("x" * 600, "x" * 500 + "..."),
+    ],
+)
+def test_of_a_traceback_the_exception_is_told(text: str, told: str) -> None:
+    assert worker._last_words(text) == told
 
 
 def test_our_own_sentences_are_told_as_they_are() -> None:

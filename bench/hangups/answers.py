@@ -25,7 +25,7 @@ def exceptions(kind: Kind, size: Size) -> Row:
     each = max(5, size.requests // 100)
     crew = Crew(name="load", clients=32, requests=each * 100, every=((each, "GET /boom"), (7, "GET /work")))
     with stage(kind, Options(workers=size.workers or 2), crew) as on:
-        load = on.client.result(within_s=size.cap_s())["load"]
+        load = on.client.result(within_s=size.cap_s)["load"]
     booms = load.statuses.get("/boom 500", 0)
     checks = [
         no_errors(load),
@@ -48,7 +48,7 @@ def think(kind: Kind, size: Size) -> Row:
         own_connections=True,
     )
     with stage(kind, Options(workers=size.workers or 2, keep_alive_s=None), crew) as on:
-        load = on.client.result(within_s=size.cap_s(60 + 6 * size.requests / users))["load"]
+        load = on.client.result(within_s=size.cap_s)["load"]
     checks = [
         no_errors(load),
         exactly("answers 200", load.answers(200), size.requests),
@@ -64,7 +64,7 @@ def upload_429(kind: Kind, size: Size) -> Row:
         with serving(kind, options) as server:
             urllib.request.urlopen(f"http://127.0.0.1:{server.port}/upload", data=b"the one", timeout=30).close()
             with client(server.port, _uploaders("GET /item")) as node:
-                tallies = node.result(within_s=size.cap_s())
+                tallies = node.result(within_s=size.cap_s)
     checks = _of_refused(tallies, 429, between="/item")
     return row("upload-429", server, tallies.values(), checks=checks, facts=_of_uploads(tallies, 429))
 
@@ -75,7 +75,7 @@ def upload_503(kind: Kind, size: Size) -> Row:
     options = Options(workers=1, most_at_once=1 if kind is Kind.OURS else 2, drain_s=1)
     with serving(kind, options) as server, _held(server, "/work?ms=25000") as held:
         with client(server.port, _uploaders("GET /health")) as node:
-            tallies = node.result(within_s=size.cap_s())
+            tallies = node.result(within_s=size.cap_s)
         if held.fate is not None:
             raise InconclusiveError(f"the request that holds the only place ended before the uploads: {held.fate}")
     checks = _of_refused(tallies, 503, between="/health")

@@ -39,9 +39,10 @@ class Size:
         think_ms = (0, 30) if self.requests >= FULL // 4 else (0, 120)
         return Crew(name="load", clients=32, every=((5, "GET /work"),), think_ms=think_ms)
 
-    def cap_s(self, seconds: float = 60) -> float:
+    @property
+    def cap_s(self) -> float:
         """How long to wait for the load to get that far, at worst."""
-        return seconds * self.patience + self.requests / 100
+        return 60 + self.requests / 50
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +148,7 @@ def sorted_out(failures: list[Failure], worker: int, until_ms: int) -> tuple[lis
     lost: list[Failure] = []
     others: list[Failure] = []
     for failure in failures:
-        unknown = failure.worker is None and failure.started_ms <= until_ms
+        unknown = failure.worker is None and failure.kind != "ECONNREFUSED" and failure.started_ms <= until_ms
         (lost if failure.worker == worker or unknown else others).append(failure)
     return lost, others
 

@@ -43,9 +43,9 @@ def recycle(kind: Kind, size: Size, workers: int) -> Row:
             return len(on.client.progress("load").answered_by) - workers
 
         start = time.monotonic()
-        on.client.answered("load", size.requests, within_s=size.cap_s(300))
+        on.client.answered("load", size.requests, within_s=size.cap_s)
         with contextlib.suppress(InconclusiveError):  # the check below says it
-            on.client.until(lambda: replaced() >= recycles, within_s=size.cap_s(120), what="recycles")
+            on.client.until(lambda: replaced() >= recycles, within_s=size.cap_s, what="recycles")
         took_s, found = time.monotonic() - start, replaced()
         tallies = on.client.stop()
         silence_s = on.watch.silence_s
@@ -82,7 +82,10 @@ def hup_streams(kind: Kind, size: Size) -> Row:
 
 def handover(kind: Kind, size: Size) -> Row:
     """The whole service is replaced, behind the same socket where the server can do that."""
-    return _turned("handover", kind, size, size.share(2, least=1), lambda on: on.server.hand_over())
+    times = size.share(2, least=1)
+    found = _turned("handover", kind, size, times, lambda on: on.server.hand_over())
+    itself = exactly("times the parent replaced itself", found.events.get("handover", 0), times)
+    return replace(found, checks=(*found.checks, itself)) if kind is Kind.OURS else found
 
 
 def _turned(name: str, kind: Kind, size: Size, times: int, event: Callable[[Stage], None], *beside: Crew) -> Row:
@@ -91,11 +94,11 @@ def _turned(name: str, kind: Kind, size: Size, times: int, event: Callable[[Stag
     took: list[float | None] = []
     with stage(kind, options, size.load, THINKERS, *beside) as on:
         for number in range(times):
-            on.client.answered("load", size.requests * (number + 1) // (times + 1), within_s=size.cap_s())
+            on.client.answered("load", size.requests * (number + 1) // (times + 1), within_s=size.cap_s)
             for crew in beside:
                 _all_open(on, crew)
-            took.append(on.turn(lambda: event(on), on.workers, within_s=size.cap_s()))
-        on.client.answered("load", size.requests, within_s=size.cap_s())
+            took.append(on.turn(lambda: event(on), on.workers, within_s=size.cap_s))
+        on.client.answered("load", size.requests, within_s=size.cap_s)
         former = set(on.watch.first) - set(sorted(on.watch.first, key=on.watch.first.__getitem__)[-on.workers :])
         gone = on.gone(former, within_s=(drain_s + 10) * size.patience)
         running = on.server.running
@@ -130,12 +133,12 @@ def kill9(kind: Kind, size: Size) -> Row:
     """One of the workers is killed."""
     options = Options(workers=size.workers or 4)
     with stage(kind, options, size.load) as on:
-        on.client.answered("load", size.requests // 2, within_s=size.cap_s())
+        on.client.answered("load", size.requests // 2, within_s=size.cap_s)
         mark = on.client.mark()["load"]
         victim = max((pid for pid in mark.connections if pid), key=lambda pid: mark.connections[pid])
         killed_ms = now_ms()
-        replaced_s = on.turn(lambda: os.kill(victim, signal.SIGKILL), 1, within_s=size.cap_s())
-        on.client.answered("load", size.requests, within_s=size.cap_s())
+        replaced_s = on.turn(lambda: os.kill(victim, signal.SIGKILL), 1, within_s=size.cap_s)
+        on.client.answered("load", size.requests, within_s=size.cap_s)
         load = on.client.stop()["load"]
         held = mark.connections[victim] + mark.connections.get(None, 0)
         lost, others = sorted_out(load.failures, victim, killed_ms)
@@ -154,14 +157,14 @@ def kill9(kind: Kind, size: Size) -> Row:
 
 def stuck(kind: Kind, size: Size, *, block_s: float = 12) -> Row:
     """A coroutine blocks the loop of a worker for a while."""
-    options = Options(workers=size.workers or 4, request_timeout_s=30, drain_s=DRAIN_S)
+    options = Options(workers=size.workers or 4, request_timeout_s=30, drain_s=SHORT_DRAIN_S)
     with stage(kind, options, size.load) as on:
-        on.client.answered("load", size.requests // 4, within_s=size.cap_s())
+        on.client.answered("load", size.requests // 4, within_s=size.cap_s)
         with Held(on.server.port, f"/block?s={block_s:g}") as blocked:
             replaced_s = on.turn(lambda: None, 1, within_s=block_s + 5)
             fate = blocked.settled(within_s=block_s + 30)
-            gone_s = on.gone({blocked.worker}, within_s=(DRAIN_S + 10) * size.patience if replaced_s else 0)
-        on.client.answered("load", size.requests, within_s=size.cap_s())
+            gone_s = on.gone({blocked.worker}, within_s=(SHORT_DRAIN_S + 10) * size.patience if replaced_s else 0)
+        on.client.answered("load", size.requests, within_s=size.cap_s)
         load = on.client.stop()["load"]
         checks = [
             no_errors(load),
@@ -176,12 +179,12 @@ def stuck(kind: Kind, size: Size, *, block_s: float = 12) -> Row:
 
 def stuck_forever(kind: Kind, size: Size, *, request_timeout_s: float = 8) -> Row:
     """A coroutine blocks the loop of a worker for good."""
-    options = Options(workers=size.workers or 4, request_timeout_s=request_timeout_s, drain_s=DRAIN_S)
+    options = Options(workers=size.workers or 4, request_timeout_s=request_timeout_s, drain_s=SHORT_DRAIN_S)
     if kind is Kind.STOCK:
         options = replace(options, request_timeout_s=None)
     load_crew = replace(size.load, timeout_ms=round(request_timeout_s * 1000 * (1 + size.patience)))
     with stage(kind, options, load_crew) as on:
-        on.client.answered("load", size.requests // 4, within_s=size.cap_s())
+        on.client.answered("load", size.requests // 4, within_s=size.cap_s)
         held = on.client.mark()["load"].connections
         with Held(on.server.port, "/block?s=3600") as blocked:
             start = time.monotonic()
@@ -190,7 +193,7 @@ def stuck_forever(kind: Kind, size: Size, *, request_timeout_s: float = 8) -> Ro
             on.gone({blocked.worker}, within_s=start + limit_s * size.patience - time.monotonic())
             ended_s = None if alive(blocked.worker) else time.monotonic() - start
             ended_ms = now_ms()
-            on.client.answered("load", size.requests, within_s=size.cap_s())
+            on.client.answered("load", size.requests, within_s=size.cap_s)
             load = on.client.stop()["load"]
         lost, others = sorted_out(load.failures, blocked.worker, ended_ms)
         checks = [
