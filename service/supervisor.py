@@ -486,7 +486,7 @@ class Supervisor:
             end_s = min(_END_S, drain_s / 10) or 1.0
             order = {"linger_s": min(linger_s, drain_s / 4), "drain_s": max(0, drain_s - end_s), "end_s": end_s}
             for worker in self.workers:
-                worker.end_s = self._stopping_s + (drain_s or end_s)
+                worker.end_s = self._stopping_s + (drain_s - end_s / 3 if drain_s else end_s)
                 if worker.state is State.STARTING:
                     worker.signal(signal.SIGTERM)
                 elif worker.state is State.SERVING:

