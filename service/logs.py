@@ -133,9 +133,10 @@ def restore(settings: Settings) -> None:
     """After an app has configured logging its own way: our loggers and uvicorn's say what they said before."""
     if not any(isinstance(handler, _Ours) for handler in logging.getLogger("onequota").handlers):
         return  # `configure` was not called: this is no process of ours
-    quiet = logging.getLogger("uvicorn.error").level
+    quiet, access = logging.getLogger("uvicorn.error").level, logging.getLogger("uvicorn.access").propagate
     _give(_handlers(settings), settings)
     logging.getLogger("uvicorn.error").setLevel(quiet)
+    logging.getLogger("uvicorn.access").propagate = access
 
 
 def _level(settings: Settings) -> int:

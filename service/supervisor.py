@@ -41,6 +41,7 @@ STUCK_S = 2.5
 """A worker whose event loop has not beaten for so long is stuck. A wrong guess costs a replacement, no request."""
 
 TICK_S = 0.1
+_ABSENT_S = 1.0  # between two ticks
 _GRACE_S = 5.0  # for a worker that is found stuck, to come back
 _END_S = 2.0  # for an app's lifespan to end, after the drain; when the service stops, a tenth of the drain at most
 _BRIEF_S = 0.2  # for a request that is on its way
@@ -181,6 +182,7 @@ class Supervisor:
         self._signals: deque[int] = deque()
         self._queue: deque[tuple[Worker, str]] = deque()
         self._told: Status | None = None
+        self._looked_s = 0.0
         self._served = inherited is not None
         self._announced = False
         self._deaths = 0  # one after another, of workers that had not lived long
@@ -306,6 +308,8 @@ class Supervisor:
         self._queue.clear()  # what does not start relieves nobody: all others stay
         for other in self.workers:
             other.due, other.stuck = None, False  # and may ask again
+            if other.state is State.SERVING:
+                other.end_s = None
 
     def _pause(self, failures: int) -> float:
         """Wait with the next start, after so many that did not last; seconds."""
@@ -408,6 +412,10 @@ class Supervisor:
 
     def _look_for_stuck(self) -> None:
         now_s = time.monotonic()
+        before_s, self._looked_s = self._looked_s, now_s
+        if now_s - before_s > _ABSENT_S:  # it was this process that slept: hear them first
+            for worker in self.workers:
+                worker.beat_s = now_s
         if now_s < self._not_before_s:
             return
         stuck = [worker for worker in self.workers if worker.stuck]
@@ -489,6 +497,7 @@ class Supervisor:
                 worker.end_s = self._stopping_s + (drain_s - end_s / 3 if drain_s else end_s)
                 if worker.state is State.STARTING:
                     worker.signal(signal.SIGTERM)
+                    worker.end_s = self._stopping_s + min(_END_S, drain_s)  # it serves nobody yet
                 elif worker.state is State.SERVING:
                     worker.state = State.RETIRED
                 worker.tell(retire=order)
@@ -523,7 +532,7 @@ class Supervisor:
 
 SIGNALS = [
     getattr(signal, name)
-    for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR2", "SIGTTIN", "SIGTTOU")
+    for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGTTIN", "SIGTTOU")
     if hasattr(signal, name)
 ]
 

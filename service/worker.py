@@ -63,7 +63,7 @@ _log = logs.events()
 
 def main(control_fd: int, listener_fd: int) -> None:
     """The life of a worker process. Its settings are in the environment; the rest is the parent's first line."""
-    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR2):
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
         # A terminal sends them to the whole group. A handler, for what is ignored stays ignored in children.
         signal.signal(number, lambda *_: None)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT, signal.SIGHUP])
@@ -320,14 +320,13 @@ class _Http(HttpToolsProtocol):
         return number >= 0 and _unread_bytes(number) > 0
 
     def data_received(self, data: bytes) -> None:
-        if self.scope is not None and "path" in self.scope:
-            self._head_bytes = 0
-        else:
-            self._head_bytes += len(data)
-            if self._head_bytes > _MOST_HEAD_BYTES:
-                self.give_up(b"431 Request Header Fields Too Large")
-                return
         super().data_received(data)
+        if self.upgraded or not self.hears_header:
+            self._head_bytes = 0
+            return
+        self._head_bytes += len(data)
+        if self._head_bytes > _MOST_HEAD_BYTES:
+            self.give_up(b"431 Request Header Fields Too Large")
 
     def give_up(self, status: bytes) -> None:
         """Close on a client that does not get a header across; if it began one, it is told."""
@@ -442,10 +441,9 @@ class _Config(uvicorn.Config):
 
     def load_app(self) -> Any:
         app = import_from_string(self.app)
-        if not self.factory:
-            return app
-        made = app()  # here, so that a TypeError inside a factory is told as what it is
-        return lambda: made
+        if not callable(app) or (self.factory and not callable(app := app())):
+            raise unloadable(str(self.app), f"it is {type(app).__name__}, and no ASGI app")
+        return (lambda: app) if self.factory else app  # called here, so that its TypeError is told as what it is
 
     def load(self) -> None:
         super().load()

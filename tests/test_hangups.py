@@ -222,6 +222,13 @@ def test_the_load_goes_on_until_it_is_told_to_stop_and_can_be_looked_at_meanwhil
     assert seen.answered_by == {7: seen.requests}
 
 
+def test_without_load_nothing_is_measured(rude: Rude) -> None:
+    with client(rude.port, [Crew(name="c", clients=1, requests=1)]) as node:
+        node.result(within_s=20)
+        with pytest.raises(InconclusiveError, match="a request during the event: the load has ended"):
+            node.until(lambda: False, within_s=20, what="a request during the event")
+
+
 def test_a_failure_belongs_to_the_worker_that_held_its_connection() -> None:
     def failure(worker: int | None, started_ms: int) -> Failure:
         return Failure(kind="k", route="/", worker=worker, reused=True, started_ms=started_ms, at_ms=9)

@@ -280,6 +280,45 @@ def test_a_worker_that_is_only_slow_loses_no_request_however_short_their_deadlin
         assert len(waiting.result()) == 20
 
 
+def test_a_parent_that_slept_calls_nobody_stuck(tmp_path: Path) -> None:
+    with service(tmp_path) as seen:
+        before = seen.serving
+        os.kill(seen.pid, signal.SIGSTOP)
+        time.sleep(3.5)
+        os.kill(seen.pid, signal.SIGCONT)
+        seen.signal(signal.SIGTTIN)
+        seen.becomes("worker_serving", 3)
+        assert seen.events("worker_stuck") == []
+        assert before < seen.serving
+
+
+def test_a_worker_that_came_back_while_its_replacement_could_not_start_lives_on(tmp_path: Path, app_file: Path) -> None:
+    with service(tmp_path, 1, REQUEST_TIMEOUT_S="5") as seen, ThreadPoolExecutor(1) as pool:
+        blocked = pool.submit(seen.ask, "/block?s=4.5")
+        app_file.write_text("raise RuntimeError('half a deploy')")
+        seen.becomes("worker_failed")
+        assert "pid" in blocked.result()
+        time.sleep(6)  # until it would have been ended, had it not come back
+        assert "pid" in seen.ask()
+        assert seen.events("worker_died") == []
+
+
+def test_a_slow_start_is_not_waited_for_by_who_stops(tmp_path: Path, app_file: Path) -> None:
+    app_file.write_text("import time; time.sleep(60)")
+    with onequota(tmp_path, "run", "app:app", "--port", "0", "--workers", "1", "--no-reload") as running:
+        time.sleep(0.5)
+        running.process.send_signal(signal.SIGINT)
+        assert running.process.wait(10) == 0
+
+
+def test_a_request_is_one_line(tmp_path: Path) -> None:
+    with service(tmp_path, 1, "--access-log") as seen:
+        seen.ask()
+        [event] = seen.becomes("request")
+        assert (event["path"], event["status"]) == ("/", 200)
+        assert '"logger": "uvicorn.access"' not in seen.running.said()
+
+
 def test_a_parent_that_is_killed_leaves_no_worker_for_longer_than_the_drain(tmp_path: Path) -> None:
     """Not even one whose loop or thread hangs: it would hold the port."""
     with service(tmp_path, DRAIN_S="1") as seen, contextlib.closing(seen.connect()) as connection:

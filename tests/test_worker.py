@@ -19,7 +19,7 @@ from servers import needs
 from uvicorn.importer import ImportFromStringError
 
 from service import status, worker
-from service.errors import InvalidLimit
+from service.errors import ConfigurationError, InvalidLimit
 from service.settings import Settings
 from service.target import SERVICE, Target
 
@@ -55,9 +55,15 @@ async def app(scope: Any, receive: Any, send: Any) -> None:
 class Serving:
     """A worker's server in a thread, with the parent's end of its socket."""
 
-    def __init__(self, target: Target, before: Callable[["Serving"], None], **settings: Any) -> None:
+    def __init__(
+        self,
+        target: Target,
+        before: Callable[["Serving"], None],
+        listener: socket.socket | None = None,
+        **settings: Any,
+    ) -> None:
         self.parent, control = socket.socketpair()
-        listener = socket.create_server(("127.0.0.1", 0))
+        listener = listener or socket.create_server(("127.0.0.1", 0))
         self.port = listener.getsockname()[1]
         made = Settings(**{"access_log": False, **settings})
         self.server = worker.Server(worker._Config(made, target), worker.Parent(control), made)
@@ -212,6 +218,23 @@ def test_a_header_without_end_is_refused(serving: Callable[..., Serving]) -> Non
                 client.sendall(b"y" * 10_000)
                 time.sleep(0.001)
         assert client.recv(65536).startswith(b"HTTP/1.1 431 ")
+
+
+def test_a_body_that_comes_in_one_read_with_its_header_is_no_long_header(
+    serving: Callable[..., Serving], tmp_path: Path
+) -> None:
+    """As over a unix socket, from which more is read at once than from TCP."""
+    path = str(tmp_path / "s")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(path)
+        server = serving(listener=listener)
+        for _ in range(5):
+            with socket.socket(socket.AF_UNIX) as client:
+                client.settimeout(20)
+                client.connect(path)
+                client.sendall(b"POST /read HTTP/1.1\r\nhost: x\r\ncontent-length: 1000000\r\n\r\n" + BIG[:1_000_000])
+                assert client.recv(65536).startswith(b"HTTP/1.1 200")
+        assert server.thread.is_alive()
 
 
 def test_an_upgrade_that_makes_no_sense_is_not_waited_for(serving: Callable[..., Serving]) -> None:
@@ -394,6 +417,12 @@ field
 )
 def test_of_a_traceback_the_exception_is_told(text: str, told: str) -> None:
     assert worker._last_words(text) == told
+
+
+@pytest.mark.parametrize(("name", "kind"), [("HUGE", "bytes"), ("__name__", "str")])
+def test_what_is_no_app_is_told_so(name: str, kind: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"it is {kind}, and no ASGI app"):
+        worker._Config(Settings(), Target(app=f"test_worker:{name}")).load()
 
 
 def test_our_own_sentences_are_told_as_they_are() -> None:
