@@ -494,6 +494,8 @@ def _last_words(text: str) -> str:
     if code:
         after = (number for number in range(code[-1] + 1, len(lines)) if not lines[number].startswith(" "))
         lines = lines[next(after, 0) :]
+    elif lines and lines[0].startswith("Traceback"):
+        lines = lines[1:]
     said = " ".join(" ".join(lines).split())
     return said if len(said) <= _LONGEST else f"{said[:_LONGEST]}..."
 

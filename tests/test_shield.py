@@ -346,11 +346,6 @@ def test_a_cancelled_request_is_the_servers_affair(told, itself):
     assert told("unhandled_exception") == []
 
 
-def test_an_exit_is_an_exit():
-    with pytest.raises(SystemExit):
-        run(Shield(raising(SystemExit(3))))
-
-
 @pytest.mark.parametrize(
     "start",
     [

@@ -117,18 +117,26 @@ def _of_uploads(tallies: dict[str, Tally], status: int) -> dict[str, Fact]:
 @contextlib.contextmanager
 def _held(server: Server, path: str) -> Iterator[Held]:
     """One request under way; it takes the server's only place."""
-    deadline = time.monotonic() + 30
-    while True:  # the connection that found the port open may still be counted
-        try:
-            asked(server.port)
-            break
-        except (OSError, http.client.HTTPException, ValueError):
-            if time.monotonic() > deadline:
-                raise InconclusiveError("the only place never became free") from None
-            time.sleep(0.05)
+    _await(server, free=True)  # the connection that found the port open may still be counted
     with Held(server.port, path) as held:
-        time.sleep(0.3)  # it has arrived
+        _await(server, free=False)
         yield held
+
+
+def _await(server: Server, *, free: bool) -> None:
+    deadline = time.monotonic() + 30
+    while _answers(server) != free:
+        if time.monotonic() > deadline:
+            raise InconclusiveError(f"the server's only place never became {'free' if free else 'taken'}")
+        time.sleep(0.05)
+
+
+def _answers(server: Server) -> bool:
+    try:
+        asked(server.port)
+    except (OSError, http.client.HTTPException, ValueError):  # a refusal is no process id
+        return False
+    return True
 
 
 def threads_bounded(kind: Kind, size: Size) -> Row:

@@ -151,8 +151,8 @@ class Client:
         """Wait, while the load goes on, until something holds. Raises InconclusiveError."""
         deadline = time.monotonic() + within_s
         while not holds():
-            if self._process.poll() is not None and not self.over:
-                raise InconclusiveError(f"the Node client ended with status {self._process.returncode}")
+            if self.over or self._process.poll() is not None:
+                raise InconclusiveError(f"{what}: the load has ended")
             if time.monotonic() > deadline:
                 raise InconclusiveError(f"{what}: not within {within_s:.0f} s")
             time.sleep(0.01)

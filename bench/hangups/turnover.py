@@ -28,8 +28,11 @@ SHORT_DRAIN_S = 6
 """The same without streams."""
 
 
-def _never_refused(watch: Watch, *, but: int = 0) -> Check:
-    return at_most("new connections without an answer", watch.failures.total(), but)
+def _open_to_strangers(watch: Watch, size: Size, *, but: int = 0) -> list[Check]:
+    return [
+        at_most("new connections refused or reset", watch.refused, but),
+        at_most("longest time in which nobody answered", watch.silence_s, 2 * size.patience, " s"),
+    ]
 
 
 def recycle(kind: Kind, size: Size, workers: int) -> Row:
@@ -53,7 +56,7 @@ def recycle(kind: Kind, size: Size, workers: int) -> Row:
             no_errors(*tallies.values()),
             exactly("answers 200", sum(tally.answers(200) for tally in tallies.values()), _requests(tallies)),
             at_least("workers replaced", found, recycles),
-            _never_refused(on.watch),
+            *_open_to_strangers(on.watch, size),
         ]
     facts: dict[str, Fact] = {
         "recycles": found,
@@ -110,7 +113,7 @@ def _turned(name: str, kind: Kind, size: Size, times: int, event: Callable[[Stag
             exactly("turnovers that brought new workers", sum(s is not None for s in took), times),
             exactly("former workers ended", gone is not None, True),
             exactly("the parent runs", running, True),
-            _never_refused(on.watch),
+            *_open_to_strangers(on.watch, size),
         ]
         facts: dict[str, Fact] = {"times": times, "new_workers_after_s": max(s or 0.0 for s in took), **_usual(load)}
         facts["longest_silence_s"] = on.watch.silence_s
@@ -136,23 +139,31 @@ def kill9(kind: Kind, size: Size) -> Row:
         on.client.answered("load", size.requests // 2, within_s=size.cap_s)
         mark = on.client.mark()["load"]
         victim = max((pid for pid in mark.connections if pid), key=lambda pid: mark.connections[pid])
-        killed_ms = now_ms()
-        replaced_s = on.turn(lambda: os.kill(victim, signal.SIGKILL), 1, within_s=size.cap_s)
+        gone_ms: list[int] = []
+        replaced_s = on.turn(lambda: gone_ms.append(_killed(victim)), 1, within_s=size.cap_s)
         on.client.answered("load", size.requests, within_s=size.cap_s)
         load = on.client.stop()["load"]
         held = mark.connections[victim] + mark.connections.get(None, 0)
-        lost, others = sorted_out(load.failures, victim, killed_ms)
-        late = sum(failure.started_ms > killed_ms for failure in lost)
+        lost, others = sorted_out(load.failures, victim, gone_ms[0])
+        late = sum(failure.started_ms > gone_ms[0] for failure in lost)
         checks = [
             exactly("errors on other workers", len(others), 0),
             at_most("requests lost with the worker", len(lost), held),
-            exactly("answers 200", load.answers(200) + load.errors, load.requests),
+            exactly("answers other than 200", load.requests - load.answers(200) - load.errors, 0),
             at_most("replacement serving", replaced_s, 1.5 * size.patience, " s"),
-            _never_refused(on.watch, but=1),  # the one it may just have accepted
+            *_open_to_strangers(on.watch, size, but=1),  # the one it may just have accepted
         ]
     facts: dict[str, Fact] = {"connections_it_held": held, "under_way": mark.underway.get(victim, 0)}
-    facts |= {"lost": len(lost), "of_these_sent_after_the_kill": late, "replacement_after_s": replaced_s}
+    facts |= {"lost": len(lost), "of_these_sent_after_its_end": late, "replacement_after_s": replaced_s}
     return row("kill9", on.server, [load], checks=checks, facts=facts)
+
+
+def _killed(pid: int) -> int:
+    """Kill a process: when it was gone, Unix time in ms. Its connections live until then, and are sent to."""
+    os.kill(pid, signal.SIGKILL)
+    while alive(pid):
+        time.sleep(0.0005)
+    return now_ms()
 
 
 def stuck(kind: Kind, size: Size, *, block_s: float = 12) -> Row:
@@ -199,7 +210,7 @@ def stuck_forever(kind: Kind, size: Size, *, request_timeout_s: float = 8) -> Ro
         checks = [
             exactly("errors on other workers", len(others), 0),
             at_most("requests lost with the worker", len(lost), held.get(blocked.worker, 0) + held.get(None, 0)),
-            exactly("answers 200", load.answers(200) + load.errors, load.requests),
+            exactly("answers other than 200", load.requests - load.answers(200) - load.errors, 0),
             at_most("replacement serving", replaced_s, 5 * size.patience, " s"),
             at_most("the stuck worker ended", ended_s, limit_s * size.patience, " s"),
         ]
