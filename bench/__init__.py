@@ -1,5 +1,6 @@
-"""Measurements that back the claims: what a limited request costs, and whether the count is exact.
+"""Measurements that back the claims: what a limited request costs, whether the count is exact, and who is hung up on.
 
 python -m bench tax      # CPU a request: no limiter, stock slowapi, ours
 python -m bench exact    # many requests through many processes: exactly the limit is admitted
+python -m bench hangups  # client errors while workers come and go: stock uvicorn, ours; Node keep-alive clients
 """

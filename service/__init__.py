@@ -40,6 +40,7 @@ validation, before dependencies.
       limit.py    · a limit, valid by construction; the notation
       headers.py  · decision → header pairs
       keys.py     · the only speller of Redis keys
+      catalog/    · limits by name, from a file of Envoy's form; live.py reads and watches it
       algorithms/   one .lua each + its pure twin; decide.lua joins them into one script
       stores/       how counters are opened: Redis by URL, embedded, fakeredis, this process
       testing.py    a pytest plugin for apps that use the limiter
@@ -47,5 +48,5 @@ validation, before dependencies.
 Rooms marked · are pure: no clock, socket, environment. Imports point inward: routes → limits → algorithms.
 
 Rooms the plan keeps free, for what comes next: limits/outage.py (the breaker, and what is answered while Redis is
-away: until then 503), limits/catalog.py (named policies from a file), stores/ for Sentinel and Cluster.
+away: until then 503), stores/ for Sentinel and Cluster. The catalog is read, and nothing asks it yet.
 """

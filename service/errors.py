@@ -2,7 +2,8 @@
 
     OnequotaError
     ├── ConfigurationError   the deployment or the code is wrong; raised at start-up, one sentence
-    │   └── InvalidLimit     a limit string, algorithm or burst that cannot be meant
+    │   ├── InvalidLimit     a limit string, algorithm or burst that cannot be meant
+    │   └── InvalidCatalog   a catalog file: file, line and column of all that is wrong (limits/catalog)
     ├── InvalidInput         a caller's value is wrong; names the field; nothing was charged
     │   └── NoIdentity       a key function found nobody to charge
     ├── StoreUnavailable     no answer from Redis within the deadline
