@@ -45,12 +45,10 @@ from service.errors import OnequotaError
 from service.settings import Settings, load
 from service.shield import Shield
 from service.status import Status
+from service.supervisor import STUCK_S
 from service.target import Target, unloadable
 
 BEAT_S = 0.5
-STUCK_S = 2.5
-"""A loop that has not beaten for so long is stuck. A wrong guess costs a replacement, and no request."""
-
 _HINTED_S = 35
 _MOST_HEAD_BYTES = 128 * 1024  # of one request, over several reads; the parser itself takes any
 _LINGER_S = 30.0  # for the rest of a body that nobody wants

@@ -353,6 +353,17 @@ def test_uvicorn_is_configured_as_promised() -> None:
     assert config.headers == [("keep-alive", "timeout=70")]
 
 
+def test_workers_are_due_after_their_requests_and_up_to_a_tenth_more_but_not_together() -> None:
+    settings = Settings(max_requests=1000)
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        parent = worker.Parent(ours)
+        due = {worker.Server(worker._Config(settings, SERVICE), parent, settings)._recycle_at for _ in range(50)}
+    assert min(due) >= 1000
+    assert max(due) <= 1100
+    assert len(due) > 10
+
+
 def test_a_short_keep_alive_is_not_hinted_at() -> None:
     """Node's agent takes the hint for the longest it may wait for an answer."""
     assert worker._Config(Settings(keep_alive_s=34), SERVICE).headers == []
