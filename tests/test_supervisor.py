@@ -529,6 +529,7 @@ def test_a_socket_path_that_a_successor_has_taken_is_left_to_it(tmp_path: Path) 
     arguments = ("run", "app:app", "--app-dir", str(tmp_path), "--uds", str(path), "--workers", "1", "--no-reload")
     (tmp_path / "second").mkdir()
     with onequota(tmp_path, *arguments) as first:
+        assert becomes(lambda: "worker_serving" in first.said(), 20)
         transport = httpx.HTTPTransport(uds=str(path))
         with httpx.Client(transport=transport, timeout=20) as client, ThreadPoolExecutor(1) as pool:
             waiting = pool.submit(client.get, "http://x/wait?s=2")

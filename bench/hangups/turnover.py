@@ -14,7 +14,7 @@ from bench.hangups.stage import Held, Size, Stage, now_ms, sorted_out, stage
 from bench.hangups.watch import Watch
 
 THINKERS = Crew(
-    name="thinkers", clients=32, every=((3, "GET /work"),), think_ms=(0, 2_000), spread_ms=2_000, own_connections=True
+    name="thinkers", clients=32, every=((3, "GET /work"),), think_ms=(0, 1_200), spread_ms=1_200, own_connections=True
 )
 """Users with a connection each, which is idle most of the time."""
 
@@ -24,7 +24,7 @@ STREAMS = Crew(name="streams", clients=12, wish="GET /stream?chunks=20&every_ms=
 DRAIN_S = 8
 """In the first half of it every user comes back once, and a stream that is then opened anew ends before it is over."""
 
-SHORT_DRAIN_S = 6
+SHORT_DRAIN_S = 4
 """The same without streams."""
 
 
