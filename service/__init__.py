@@ -16,6 +16,8 @@ validation, before dependencies.
       target.py     what is run
       listener.py   the one socket all workers share
       supervisor.py the parent: starts workers, replaces what is due, dead or stuck
+        child.py    one worker, seen from there; what survives a handover
+        systemd.py  what systemd is told
       worker.py     one process: uvicorn, its heartbeat and its gentle end; the only file on uvicorn
     shield.py       the outermost middleware: guard, deadlines, load shedding
       exchange.py   one request and its response, as the app and the shield see it

@@ -15,7 +15,6 @@ cannot start a line of its own: in JSON by its nature, in text because control c
 import contextlib
 import json
 import logging
-import os
 import sys
 import time
 from collections.abc import Mapping
@@ -30,7 +29,7 @@ from structlog.stdlib import ProcessorFormatter, filter_by_level
 from structlog.typing import EventDict
 
 from service.errors import ConfigurationError
-from service.settings import Settings
+from service.settings import Settings, wants_no_colours
 
 if TYPE_CHECKING:
     from concurrent_log_handler import ConcurrentRotatingFileHandler
@@ -182,7 +181,7 @@ def _handlers(settings: Settings) -> list[logging.Handler]:
 
 
 def _wants_colours(stream: TextIO) -> bool:
-    if sys.platform == "win32" or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
+    if sys.platform == "win32" or wants_no_colours():
         return False
     try:
         return stream.isatty()

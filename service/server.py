@@ -35,6 +35,7 @@ from redis.retry import Retry
 from service import listener as sockets
 from service import logs
 from service import target as targets
+from service.child import Inheritance
 from service.errors import ConfigurationError
 from service.limits.stores.embedded import EmbeddedRedis, find_binary
 from service.settings import (
@@ -47,7 +48,7 @@ from service.settings import (
     take_handover,
     working_directory,
 )
-from service.supervisor import SIGNALS, Inheritance, Supervisor
+from service.supervisor import SIGNALS, Supervisor
 from service.target import Target
 
 _EXAMPLE = '{"key":"alice","limits":"10/minute"}'

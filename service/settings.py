@@ -362,6 +362,16 @@ def working_directory() -> str:
         return str(Path.cwd())
 
 
+def notify_socket() -> str | None:
+    """Where systemd listens; None where there is none."""
+    return os.environ.get("NOTIFY_SOCKET") or None
+
+
+def wants_no_colours() -> bool:
+    """What the user says of colours in a terminal (no-color.org), and what a terminal says of itself."""
+    return bool(os.environ.get("NO_COLOR")) or os.environ.get("TERM") == "dumb"
+
+
 def take_handover() -> str | None:
     """What this process left to itself before exec, or PROBE: see `server`. Taken out, for no worker may see it."""
     return os.environ.pop(HANDOVER, None)
