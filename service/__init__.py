@@ -41,6 +41,7 @@ validation, before dependencies.
       decision.py · frozen values: Ask, Charge, Standing, Decision
       limit.py    · a limit, valid by construction; the notation
       headers.py  · decision → header pairs
+      token.py    · idempotency tokens: what is asked again is answered again, and charged once
       keys.py     · the only speller of Redis keys
       catalog/    · limits by name, from a file of Envoy's form; live.py reads and watches it
       algorithms/   one .lua each + its pure twin; decide.lua joins them into one script

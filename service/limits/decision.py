@@ -3,13 +3,21 @@
 A refusal is a value, not an exception: `Decision.allowed` is false and `retry_after` says when to come again.
 """
 
+import hashlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from service.errors import InvalidInput
 from service.limits.limit import Limit
 
 CHARGE, LOOK, GIVE_BACK = 0, 1, 2
 """What an `Ask` wants done; the script reads these numbers."""
+
+ONCE = 8
+"""Added to the kind of an ask that carries a token."""
+
+DONE, REPLAYED, CONFLICT = 0, 1, 2
+"""What became of an ask that carries a token, as its reply says."""
 
 
 class Charge(NamedTuple):
@@ -35,18 +43,62 @@ class Ask:
         at_us: GIVE_BACK only: the `at_us` of the decision that charged.
         names: The keys.
         words: The rest, as the script reads it.
+        width: How many integers the reply has.
     """
 
-    __slots__ = ("at_us", "charges", "kind", "names", "words")
+    __slots__ = ("at_us", "charges", "kind", "names", "width", "words")
 
     def __init__(self, charges: Sequence[Charge], kind: int = CHARGE, at_us: int = 0) -> None:
         self.charges = charges
         self.kind = kind
         self.at_us = at_us
+        self.width = 4 * len(charges)
         self.names = [key for _, key, _ in charges]
         words = [f"{kind} {len(charges)}" if kind != GIVE_BACK else f"{kind} {len(charges)} {at_us}"]
         words += [f"{limit.words} {cost}" for limit, _, cost in charges]
         self.words = " ".join(words)
+
+
+class Token(NamedTuple):
+    """What makes an ask happen once: asked again with it, nothing is charged and the first answer comes again.
+
+    Made by `token.py`, which checks what callers send.
+
+    Attributes:
+        key: The Redis key of its record, from `keys.py`.
+        fingerprint: Of the content it came with, 16 bytes: with other content it is a mistake, and refused.
+        keep_s: How long it is remembered from the first time on, seconds; at least 1.
+    """
+
+    key: bytes
+    fingerprint: bytes
+    keep_s: int
+
+
+class TokenAsk(Ask):
+    """An ask that carries a token. Its reply begins with what became of it, and the instant of the first decision.
+
+    A LOOK spends nothing: it has no use for a token.
+
+    Attributes:
+        token: The token.
+        numbers: It again but for the key, as the script reads it: microseconds to keep it, four times 32 bits of
+            fingerprint, 48 bits that stand for the counters. Were these others the first time (a catalog changed
+            in between), the first verdict is told again, on today's limits as they stand.
+    """
+
+    __slots__ = ("numbers", "token")
+
+    def __init__(self, charges: Sequence[Charge], token: Token, kind: int = CHARGE, at_us: int = 0) -> None:
+        super().__init__(charges, kind, at_us)
+        counters = hashlib.blake2b(b" ".join(self.names), digest_size=6).digest()
+        parts = [token.fingerprint[at : at + 4] for at in (0, 4, 8, 12)] + [counters]
+        self.token = token
+        self.numbers = (token.keep_s * 1_000_000, *(int.from_bytes(part, "big") for part in parts))
+        self.names.append(token.key)
+        self.width += 2
+        head = [kind + ONCE, len(charges), *([at_us] if kind == GIVE_BACK else ()), *self.numbers]
+        self.words = " ".join([*map(str, head), *(f"{limit.words} {cost}" for limit, _, cost in charges)])
 
 
 class Standing(NamedTuple):
@@ -88,6 +140,11 @@ class Decision(NamedTuple):
     standings: tuple[Standing, ...]
 
     @property
+    def replayed(self) -> bool:
+        """Its token was known: this is the first answer once more, with times as of then, and nothing was charged."""
+        return False
+
+    @property
     def retry_us(self) -> int:
         """Until the whole request could pass, microseconds; 0 when allowed."""
         return max(standing.retry_us for standing in self.standings)
@@ -103,6 +160,16 @@ class Decision(NamedTuple):
         return tuple(standing for standing in self.standings if standing.retry_us)
 
 
+class Replayed(Decision):
+    """The decision of an earlier ask with the same token: the wait it tells counts from its `at_us`, which is past."""
+
+    __slots__ = ()
+
+    @property
+    def replayed(self) -> bool:
+        return True
+
+
 _tuple = tuple.__new__
 
 
@@ -112,13 +179,25 @@ def seconds(us: int) -> int:
 
 
 def read(ask: Ask, at_us: int, numbers: Sequence[int], start: int) -> Decision:
-    """The decision in a store's flat answer: four integers a charge from `numbers[start]` on."""
+    """The decision in a store's flat answer: four integers a charge from `numbers[start]` on.
+
+    Raises:
+        InvalidInput: The ask carries a token that came with other content before.
+    """
     charges = ask.charges
-    if len(charges) == 1:  # nearly every request has one limit; what it costs is paid on each
+    if ask.width == 4:  # nearly every request has one limit; what it costs is paid on each
         remaining, reset_us, retry_us, next_us = numbers[start : start + 4]
         limit, _, cost = charges[0]
         standing = _tuple(Standing, (limit, cost, remaining, reset_us, retry_us, next_us))
         return _tuple(Decision, (retry_us == 0, at_us, (standing,)))
+    kind = Decision
+    if isinstance(ask, TokenAsk):
+        outcome, at_us = numbers[start : start + 2]
+        start += 2
+        if outcome == CONFLICT:
+            raise InvalidInput("Idempotency-Key", "was used before for something else; send a new one")
+        if outcome == REPLAYED:
+            kind = Replayed
     standings = []
     allowed = True
     for limit, _key, cost in charges:
@@ -127,4 +206,4 @@ def read(ask: Ask, at_us: int, numbers: Sequence[int], start: int) -> Decision:
             allowed = False
         standings.append(Standing(limit, cost, remaining, reset_us, retry_us, next_us))
         start += 4
-    return Decision(allowed, at_us, tuple(standings))
+    return kind(allowed, at_us, tuple(standings))

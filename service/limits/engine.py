@@ -70,7 +70,8 @@ class Engine:
 
         Raises:
             StoreUnavailable: From the future: no answer within the deadline.
-            InvalidInput: More charges than fit into one call.
+            InvalidInput: More charges than fit into one call. From the future: the ask's token came with other
+                content before.
         """
         if len(ask.charges) > MOST_CHARGES:
             raise InvalidInput("limits", f"{len(ask.charges)} limits in one request; use at most {MOST_CHARGES}")
@@ -193,11 +194,15 @@ class _Lane:
         at_us, start = numbers[0], 1
         self._counters.decisions += len(batch)
         for ask, answer, _ in batch:
-            if not answer.done():
-                answer.set_result(read(ask, at_us, numbers, start))
-            elif ask.kind == CHARGE and not answer.cancelled() and read(ask, at_us, numbers, start).allowed:
-                self._counters.unsettled += 1
-            start += 4 * len(ask.charges)
+            try:
+                if not answer.done():
+                    answer.set_result(read(ask, at_us, numbers, start))
+                elif ask.kind == CHARGE and not answer.cancelled() and read(ask, at_us, numbers, start).allowed:
+                    self._counters.unsettled += 1
+            except InvalidInput as error:
+                if not answer.done():
+                    answer.set_exception(error)
+            start += ask.width
 
     def _fail(self, batch: list[_Waiting], error: StoreUnavailable) -> None:
         self._counters.failures += 1

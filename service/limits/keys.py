@@ -6,6 +6,9 @@
     │   └ the identity: who asks; the braces put all limits of one identity into one Cluster slot
     └ the prefix, default "oq"
 
+A record of an idempotency token (oq:{orders}:8e03978e:once) has its owner between the braces, the token as scope, and a
+word where a counter has its limit, which begins with a digit.
+
 Short plain parts stay readable, anything else becomes "~" and a 128-bit digest: "~" begins no plain part, no part
 holds the mark that ends it, so no two different tuples share a key. The longest key has 128 bytes or fewer.
 """
@@ -42,6 +45,11 @@ def spell(prefix: str, identity: str, scope: str, limit: str) -> bytes:
     """One whole key."""
     head, tail = around(prefix, scope, limit)
     return head + who(identity) + tail
+
+
+def once(prefix: str, owner: str, token: str) -> bytes:
+    """The record of an idempotency token. Owners do not meet: the same token of another one is another."""
+    return spell(prefix, owner, token, "once")
 
 
 def _part(text: str, plain: re.Pattern[str]) -> str:

@@ -23,7 +23,7 @@ from starlette.responses import Response
 from service.errors import ConfigurationError, InvalidInput, StoreUnavailable
 from service.limits import headers, keys
 from service.limits.algorithms import ALGORITHMS
-from service.limits.decision import CHARGE, LOOK, Ask, Charge, Decision
+from service.limits.decision import CHARGE, LOOK, Ask, Charge, Decision, TokenAsk
 from service.limits.decorator import Again, Quota, layers, named, original, quotas, wrap, wraps
 from service.limits.engine import DEADLINE_S, Engine
 from service.limits.gate import Gate
@@ -33,6 +33,7 @@ from service.limits.match import METHODS, Place
 from service.limits.passage import handler_of, log
 from service.limits.plan import UNMATCHED, Plan, Rule, ask, compose, outside
 from service.limits.stores import MemoryStore, opener
+from service.limits.token import token
 from service.settings import redis_deadline_from_env, redis_url_from_env, several_workers, trusted_proxies_from_env
 
 P = ParamSpec("P")
@@ -411,6 +412,7 @@ class Limiter(slowapi.Limiter):
         strategy: str | None = None,
         burst: int | None = None,
         peek: bool = False,
+        idempotency_key: str | None = None,
     ) -> Decision:
         """One decision outside a request.
 
@@ -422,9 +424,11 @@ class Limiter(slowapi.Limiter):
             strategy: Another way to count than the limiter's.
             burst: For "gcra".
             peek: Look without spending.
+            idempotency_key: Asked again with it within 24 hours, the first decision comes again (`replayed`, its
+                times as of then) and nothing is charged. 1 to 255 visible characters; each `scope` has its own.
 
         Raises:
-            InvalidInput: A value is wrong; nothing was charged.
+            InvalidInput: A value is wrong, or the idempotency key came with other values before; nothing was charged.
             InvalidLimit: A limit cannot be meant.
             StoreUnavailable: No answer within the deadline.
         """
@@ -439,7 +443,12 @@ class Limiter(slowapi.Limiter):
         for limit in limits:
             name = keys.spell(self._key_prefix, key, outside(scope), limit.spelling)
             charges[name] = Charge(limit, name, limit.admits(cost))
-        return await self.engine.decide(Ask(list(charges.values()), LOOK if peek else CHARGE))
+        wanted = list(charges.values())
+        if idempotency_key is None or peek:
+            return await self.engine.decide(Ask(wanted, LOOK if peek else CHARGE))
+        content = b" ".join([str(cost).encode(), *charges])
+        once = token(idempotency_key, content, owner=outside(scope), prefix=self._key_prefix)
+        return await self.engine.decide(TokenAsk(wanted, once))
 
     def reset(self, key: str | None = None) -> Awaitable[int]:  # type: ignore[override]
         """Forget one identity's counters, or all under the prefix; to be awaited. Answers how many there were."""

@@ -24,9 +24,10 @@ _HERE = "--@algorithms"
 
 @cache
 def script() -> str:
-    """The one script: `decide.lua` with every algorithm's file in its place."""
+    """The one script: `decide.lua` with every algorithm's file, and `once.lua`, in its place."""
     folder = resources.files(__name__)
     parts = [
         f"function()\n{(folder / algorithm.lua).read_text(encoding='utf-8')}end,\n" for algorithm in ALGORITHMS.values()
     ]
-    return (folder / "decide.lua").read_text(encoding="utf-8").replace(_HERE, "".join(parts))
+    whole = (folder / "decide.lua").read_text(encoding="utf-8").replace(_HERE, "".join(parts))
+    return whole.replace("--@once\n", (folder / "once.lua").read_text(encoding="utf-8"))

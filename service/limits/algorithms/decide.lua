@@ -1,15 +1,17 @@
 -- One call decides a batch of requests. Every limit of a request passes, or none of them is charged.
 --
--- KEYS     one per charge, in request order; a key may come again in a later request, never within one
+-- KEYS     one per charge, in request order; a key may come again in a later request, never within one;
+--            behind the charges of a request with a token: its record
 -- ARGV[1]  now, microseconds since the epoch, 16 digits; 0 = Redis' own clock (tests pass a clock of theirs)
 -- ARGV[2]  integers, one text:
 --            {<times> <kind> <n> [<at>] {<code> <capacity> <window_us> <a> <b> <aligned> <cost>}^n}*
 --            <times> requests in a row are alike but for their keys
---            kind 0 charges, 1 looks, 2 gives back what was charged at <at> microseconds
+--            kind 0 charges, 1 looks, 2 gives back what was charged at <at> microseconds;
+--            + 8 with a token, see once.lua
 -- Returns  now, then per charge: remaining units, reset_us, retry_us, next_us (all >= 0)
 --            a request is allowed when every retry_us of it is 0
 --            reset_us until the quota is whole, next_us until one more unit is there
--- Writes   only after every read; each key it writes gets an expiry of at most 2 windows + 1 s
+-- Writes   only after every read; each key it writes gets an expiry, a counter of at most 2 windows + 1 s
 --
 -- An algorithm's file returns a table of functions over a counter s (key, capacity, window, a, b, aligned):
 --   load(s, raw)       from what GET answered (false: none, or not a string)
@@ -94,11 +96,21 @@ local function request(kind, count, at, i)
   k = k + count
 end
 
-local i = 1
+local i, once, kept = 1, nil, nil
 while i <= n do
   local times, kind, count, at = a[i], a[i + 1], a[i + 2], 0
   i = i + 3
-  if kind == 2 then at = a[i]; i = i + 1 end
+  if kind > 1 then
+    local base = kind % 8
+    if base == 2 then at = a[i]; i = i + 1 end
+    if kind > 7 then
+      once = once or (function()
+--@once
+      end)()
+      for _ = 1, times do once(base, count, at, i) end
+      i, times = i + 6, 0
+    end
+  end
   for _ = 1, times do request(kind, count, at, i) end
   i = i + 7 * count
 end
@@ -108,4 +120,5 @@ for j = 1, #order do
   local s = order[j]
   if s.dirty or s.stale then s.alg.save(s) end
 end
+for j = 1, kept and #kept or 0 do put(kept[j], kept[j].text, kept[j].until_us) end
 return out

@@ -13,7 +13,8 @@ class Store(Protocol):
         """Decide a batch in order, in one step nobody can come between. One batch at a time.
 
         Returns:
-            Now (microseconds), then four integers per charge: remaining, reset_us, retry_us, next_us.
+            Now (microseconds), then per ask as many integers as it is wide: four per charge (remaining, reset_us,
+            retry_us, next_us), and before them, if it carries a token, what became of it and when.
 
         Raises:
             StoreUnavailable: No answer; whether the batch was charged is unknown.

@@ -3,11 +3,12 @@
 import threading
 import time
 from collections.abc import Callable, Sequence
+from typing import cast
 
 from service.limits import keys
 from service.limits.algorithms import TWINS
 from service.limits.algorithms.contract import Definition, Twin
-from service.limits.decision import CHARGE, GIVE_BACK, Ask
+from service.limits.decision import CHARGE, CONFLICT, DONE, GIVE_BACK, LOOK, REPLAYED, Ask, TokenAsk
 
 SWEEP_EVERY = 10_000
 """Decisions between two walks that drop counters nobody asked for again."""
@@ -40,23 +41,40 @@ class MemoryStore:
         now_us = self.clock()
         numbers = [now_us]
         for ask in asks:
-            numbers += self._one(ask, now_us)
+            numbers += self._once(ask, now_us) if isinstance(ask, TokenAsk) else self._one(ask, ask.kind, now_us)
         self._until_sweep -= len(asks)
         if self._until_sweep <= 0:
             self._sweep(now_us)
         return numbers
 
-    def _one(self, ask: Ask, now_us: int) -> list[int]:
+    def _once(self, ask: TokenAsk, now_us: int) -> list[int]:
+        """The twin of `once.lua`. A record: ((fingerprint and counters, at_us, standings), until_us)."""
+        keep_us, *marks = ask.numbers
+        known, until_us = self._kept.get(ask.token.key, (None, 0))
+        if until_us <= now_us:
+            standings = self._one(ask, ask.kind, now_us)
+            self._kept[ask.token.key] = ((marks, now_us, standings), now_us + keep_us)
+            return [DONE, now_us, *standings]
+        first, at_us, standings = cast("tuple[list[int], int, list[int]]", known)
+        if first[:4] != marks[:4]:
+            return [CONFLICT, now_us, *[0] * (4 * len(ask.charges))]
+        if first != marks:  # other limits than then: the same verdict, on these as they stand
+            passed, standings = not any(standings[2::4]), self._one(ask, LOOK, now_us)
+            standings[2::4] = [0 if passed else max(1, retry_us) for retry_us in standings[2::4]]
+            at_us = now_us
+        return [REPLAYED, at_us, *standings]
+
+    def _one(self, ask: Ask, kind: int, now_us: int) -> list[int]:
         twins = [self._load(charge.key, charge.limit.definition, now_us) for charge in ask.charges]
         costs = [charge.cost for charge in ask.charges]
-        giving = ask.kind == GIVE_BACK
+        giving = kind == GIVE_BACK
         waits = [0 if giving else twin.wait(cost) for twin, cost in zip(twins, costs, strict=True)]
         numbers: list[int] = []
         for charge, twin, wait_us in zip(ask.charges, twins, waits, strict=True):
             if giving:
                 changed = twin.give_back(charge.cost, ask.at_us)
             else:
-                changed = ask.kind == CHARGE and charge.cost > 0 and not any(waits)
+                changed = kind == CHARGE and charge.cost > 0 and not any(waits)
                 if changed:
                     twin.charge(charge.cost)
             if changed or twin.stale:
