@@ -10,8 +10,8 @@ from typing import NamedTuple
 from service.errors import InvalidInput
 from service.limits.limit import Limit
 
-CHARGE, LOOK, GIVE_BACK = 0, 1, 2
-"""What an `Ask` wants done; the script reads these numbers."""
+CHARGE, LOOK, GIVE_BACK, DEBIT = range(4)
+"""What an `Ask` wants done; the script reads these numbers. A DEBIT charges what was used, and is never refused."""
 
 ONCE = 8
 """Added to the kind of an ask that carries a token."""
@@ -26,7 +26,7 @@ class Charge(NamedTuple):
     Attributes:
         limit: Which limit.
         key: The Redis key of the counter, from `keys.py`.
-        cost: Units, 0 to `limit.capacity`; 0 looks without spending.
+        cost: Units, 0 to `limit.capacity`, in a DEBIT to 10^9; 0 looks without spending.
     """
 
     limit: Limit
@@ -39,7 +39,7 @@ class Ask:
 
     Attributes:
         charges: At least one; no key twice.
-        kind: CHARGE, LOOK or GIVE_BACK.
+        kind: CHARGE, LOOK, GIVE_BACK or DEBIT.
         at_us: GIVE_BACK only: the `at_us` of the decision that charged.
         names: The keys.
         words: The rest, as the script reads it.
@@ -83,7 +83,7 @@ class TokenAsk(Ask):
     Attributes:
         token: The token.
         numbers: It again but for the key, as the script reads it: microseconds to keep it, four times 32 bits of
-            fingerprint, 48 bits that stand for the counters. Were these others the first time (a catalog changed
+            content and kind, 48 bits that stand for the counters. Were these others the first time (a catalog changed
             in between), the first verdict is told again, on today's limits as they stand.
     """
 
@@ -92,7 +92,8 @@ class TokenAsk(Ask):
     def __init__(self, charges: Sequence[Charge], token: Token, kind: int = CHARGE, at_us: int = 0) -> None:
         super().__init__(charges, kind, at_us)
         counters = hashlib.blake2b(b" ".join(self.names), digest_size=6).digest()
-        parts = [token.fingerprint[at : at + 4] for at in (0, 4, 8, 12)] + [counters]
+        content = hashlib.blake2b(token.fingerprint + bytes([kind]), digest_size=16).digest()
+        parts = [content[at : at + 4] for at in (0, 4, 8, 12)] + [counters]
         self.token = token
         self.numbers = (token.keep_s * 1_000_000, *(int.from_bytes(part, "big") for part in parts))
         self.names.append(token.key)

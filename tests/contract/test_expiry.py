@@ -10,7 +10,7 @@ NOW_US = 1_790_000_000_123_457
 
 
 def call(client, limit, cost, now_us, kind=0):
-    head = f"1 {kind} 1" if kind < 2 else f"1 {kind} 1 {now_us}"
+    head = f"1 {kind} 1" if kind != 2 else f"1 {kind} 1 {now_us}"
     return client.eval(script(), 1, "k", now_us, f"{head} {limit.words} {cost}")
 
 
@@ -35,6 +35,30 @@ def test_looking_writes_nothing(redis_server: RedisServer, algorithm):
         call(client, limit, 1, NOW_US, kind=1)
         call(client, limit, 0, NOW_US)
         assert client.keys() == []
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_a_counter_that_owes_expires_within_two_windows_too(redis_server: RedisServer, algorithm):
+    """A billion units on a limit of 5: the key lives as long as they weigh, and no longer."""
+    limit = Limit(amount=5, window_s=60, algorithm=algorithm)
+    with redis_server.client() as client:
+        _, remaining, reset_us, _, _ = call(client, limit, 10**9, NOW_US, kind=3)
+        assert remaining == 0
+        assert reset_us / 1000 - 100 <= client.pttl("k") <= 121_000
+
+
+@pytest.mark.parametrize("amount", [10, 1024, 100_000])
+def test_debits_beyond_the_limit_make_a_moving_window_hold_at_most_1025_entries_more(redis_server: RedisServer, amount):
+    """On a limit that is long used up, in steps smaller than the grid, through more than a window."""
+    limit = Limit(amount=amount, window_s=60, algorithm="moving-window")
+    with redis_server.client() as client:
+        call(client, limit, amount, NOW_US)
+        for step in range(5000):
+            now_us = NOW_US + step * 13_000
+            call(client, limit, amount, now_us, kind=3)
+        entries = (client.llen("k") - 1) // 2
+        assert 1000 < entries <= min(amount, 1025) + 1025
+        assert client.memory_usage("k") < 120_000
 
 
 @pytest.mark.parametrize("amount", [10, 1024, 100_000])

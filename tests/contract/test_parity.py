@@ -16,7 +16,7 @@ from servers import RedisServer, redis_binaries
 
 from service.errors import InvalidInput, InvalidLimit
 from service.limits.algorithms import ALGORITHMS
-from service.limits.decision import CHARGE, GIVE_BACK, LOOK, Ask, Charge, Token, TokenAsk, read
+from service.limits.decision import CHARGE, DEBIT, GIVE_BACK, LOOK, Ask, Charge, Token, TokenAsk, read
 from service.limits.limit import Limit
 from service.limits.stores.memory import MemoryStore
 from service.limits.stores.redis import RedisStore
@@ -31,7 +31,7 @@ def limits():
     return st.builds(
         _limit,
         algorithm=st.sampled_from(list(ALGORITHMS)),
-        amount=st.sampled_from([1, 2, 3, 5, 7, 10, 100, 1024, 1025, 999_983, 10**9]),
+        amount=st.sampled_from([1, 2, 3, 5, 7, 10, 100, 1024, 1025, 999_983, 89_999_999, 10**9]),
         window_s=st.sampled_from([1, 7, 60, 3_600, 86_400, 360 * 86_400]),
         burst=st.sampled_from([None, None, 1, 5, 1000]),
         aligned=st.booleans(),
@@ -110,10 +110,14 @@ class Parity(RuleBasedStateMachine):
         cost = [0, 1, 1, 1, 2, 3, limit.capacity, -(-limit.capacity // 2), limit.capacity // 3 + 1][share]
         return Charge(limit, b"{t}%d" % (index % len(self.limits)), min(cost, limit.capacity))
 
+    def debit(self, index, share):
+        charge = self.charge(index, share)
+        return charge._replace(cost=min(10**9, charge.cost * [1, 1, 2, 3, 1000][share % 5]))
+
     @rule(
         batch=st.lists(
             st.tuples(
-                st.sampled_from([CHARGE, CHARGE, CHARGE, CHARGE, LOOK]),
+                st.sampled_from([CHARGE, CHARGE, CHARGE, CHARGE, LOOK, DEBIT]),
                 st.lists(st.tuples(st.integers(0, 3), st.integers(0, 8)), min_size=1, max_size=4),
                 tokens(),
             ),
@@ -124,13 +128,15 @@ class Parity(RuleBasedStateMachine):
     def requests_of_one_tick(self, batch):
         asks = []
         for kind, picks, token in batch:
-            charges = {charge.key: charge for charge in (self.charge(*pick) for pick in picks)}
+            make = self.debit if kind == DEBIT else self.charge
+            charges = {charge.key: charge for charge in (make(*pick) for pick in picks)}
             asks.append(asked(tuple(charges.values()), kind, token=token))
         decisions = self.decide(asks)
         self.waits = [decision.retry_us for decision in decisions if decision and decision.retry_us]
         for ask, decision in zip(asks, decisions, strict=True):
             if decision is None or decision.replayed:
                 continue
+            assert decision.allowed or ask.kind != DEBIT
             if ask.kind == CHARGE and decision.allowed:
                 self.made += [(charge, decision.at_us) for charge in ask.charges]
             for standing in decision.standings:
@@ -182,7 +188,7 @@ class Parity(RuleBasedStateMachine):
     def every_key_expires(self):
         for index, limit in enumerate(getattr(self, "limits", ())):
             left_ms = self.runner.run(self.client.pttl(b"{t}%d" % index))
-            longest_s = limit.refill_s if limit.algorithm == "gcra" else limit.window_s
+            longest_s = max(limit.refill_s, limit.window_s)
             assert left_ms == -2 or 0 <= left_ms <= 2 * longest_s * 1000 + 1000, limit
         for key in self.runner.run(self.client.keys(b"*once*")):
             assert 0 <= self.runner.run(self.client.pttl(key)) <= 86_401_000

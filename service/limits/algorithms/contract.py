@@ -13,14 +13,13 @@ EXACT = 2**53
 
 
 class Definition(NamedTuple):
-    """A limit as the numbers both halves decide by; what `a` and `b` mean is the algorithm's own affair.
+    """A limit as the numbers both halves decide by; what `a`, `b` and `c` mean is the algorithm's own affair.
 
     Attributes:
         code: The algorithm's place in the registry, from 1, as Lua counts.
         capacity: Units available when nothing was charged.
         window_us: Window length, microseconds (GCRA: its denominator).
-        a, b: Two more integers.
-        aligned: 1 if windows begin at multiples of the window since the epoch, else 0.
+        a, b, c: Three more integers.
     """
 
     code: int
@@ -28,7 +27,7 @@ class Definition(NamedTuple):
     window_us: int
     a: int
     b: int
-    aligned: int
+    c: int
 
 
 class Twin(Protocol):
@@ -46,10 +45,16 @@ class Twin(Protocol):
     def charge(self, cost: int) -> None:
         """Take `cost` units; the caller has seen `wait(cost) == 0`."""
 
+    def debit(self, cost: int) -> None:
+        """Take `cost` units although they may not be there: what lacks is owed, and delays who comes next.
+
+        How much can be owed is the algorithm's own affair, and documented with it; at least nothing.
+        """
+
     def give_back(self, cost: int, at_us: int) -> bool:
         """Undo a charge made at `at_us` as far as it still weighs; false if nothing changed.
 
-        Never leaves more room than if the charge had not been made.
+        Never leaves more room than if the charge had not been made, unless a debit was cut because too much was owed.
         """
 
     def show(self) -> tuple[int, int]:
@@ -71,7 +76,8 @@ class Algorithm:
         short: As keys carry it.
         lua: File name of the Lua half, in this folder.
         range: The limits it counts exactly, in words, for the error when one is beyond.
-        numbers: (capacity, window_us, a, b) of (amount, window_us, burst); None if it cannot be counted exactly.
+        numbers: (capacity, window_us, a, b, c) of (amount, window_us, burst, aligned); None if it cannot be counted
+            exactly.
         twin: Makes a twin from (definition, kept state or None, now in microseconds).
         code: Its place in the registry, which sets it.
     """
@@ -80,11 +86,14 @@ class Algorithm:
     short: str
     lua: str
     range: str
-    numbers: Callable[[int, int, int], tuple[int, int, int, int] | None]
+    numbers: Callable[[int, int, int, bool], tuple[int, int, int, int, int] | None]
     twin: Callable[[Definition, Any, int], Twin]
     code: int = 0
 
     def define(self, *, amount: int, window_us: int, burst: int, aligned: bool) -> Definition | None:
-        """The definition of a limit, or None if this algorithm cannot count it exactly."""
-        numbers = self.numbers(amount, window_us, burst)
-        return None if numbers is None else Definition(self.code, *numbers, int(aligned))
+        """The definition of a limit, or None if this algorithm cannot count it exactly.
+
+        `aligned`: windows begin at multiples of the window since the epoch.
+        """
+        numbers = self.numbers(amount, window_us, burst, aligned)
+        return None if numbers is None else Definition(self.code, *numbers)

@@ -4,19 +4,20 @@
 --            behind the charges of a request with a token: its record
 -- ARGV[1]  now, microseconds since the epoch, 16 digits; 0 = Redis' own clock (tests pass a clock of theirs)
 -- ARGV[2]  integers, one text:
---            {<times> <kind> <n> [<at>] {<code> <capacity> <window_us> <a> <b> <aligned> <cost>}^n}*
+--            {<times> <kind> <n> [<at>] {<code> <capacity> <window_us> <a> <b> <c> <cost>}^n}*
 --            <times> requests in a row are alike but for their keys
---            kind 0 charges, 1 looks, 2 gives back what was charged at <at> microseconds;
---            + 8 with a token, see once.lua
+--            kind 0 charges, 1 looks, 2 gives back what was charged at <at> microseconds, 3 charges whatever is
+--            left and never refuses; + 8 with a token, see once.lua
 -- Returns  now, then per charge: remaining units, reset_us, retry_us, next_us (all >= 0)
 --            a request is allowed when every retry_us of it is 0
 --            reset_us until the quota is whole, next_us until one more unit is there
 -- Writes   only after every read; each key it writes gets an expiry, a counter of at most 2 windows + 1 s
 --
--- An algorithm's file returns a table of functions over a counter s (key, capacity, window, a, b, aligned):
+-- An algorithm's file returns a table of functions over a counter s (key, capacity, window, a, b, c):
 --   load(s, raw)       from what GET answered (false: none, or not a string)
 --   wait(s, cost)      microseconds until cost could pass, 0 = now
 --   charge(s, cost)    after wait answered 0
+--   debit(s, cost)     whatever wait would answer
 --   give(s, cost, at)  undo a charge; true if anything changed
 --   show(s)            remaining, reset_us
 --   save(s)            write, with expiry
@@ -59,7 +60,7 @@ local function counter(key, raw, i)
     if not made[code] then made[code] = makers[code]() end
     s = {
       key = key, alg = made[code], capacity = a[i + 1], window = a[i + 2],
-      a = a[i + 3], b = a[i + 4], aligned = a[i + 5] == 1, dirty = false, stale = false,
+      a = a[i + 3], b = a[i + 4], c = a[i + 5], dirty = false, stale = false,
     }
     counters[key] = s
     order[#order + 1] = s
@@ -75,16 +76,21 @@ local function request(kind, count, at, i)
   for j = 1, count do
     local from = i + 7 * (j - 1)
     local s = counter(KEYS[k + j], raws[k + j], from)
-    local retry = kind == 2 and 0 or s.alg.wait(s, a[from + 6])
+    local retry = kind > 1 and 0 or s.alg.wait(s, a[from + 6])
     if retry > 0 then passes = false end
     out[o + 4 * (j - 1) + 3] = retry
   end
   for j = 1, count do
     local s, cost = counters[KEYS[k + j]], a[i + 7 * (j - 1) + 6]
-    if kind == 2 then
+    if kind == 0 then
+      if passes and cost > 0 then
+        s.alg.charge(s, cost)
+        s.dirty = true
+      end
+    elseif kind == 2 then
       if s.alg.give(s, cost, at) then s.dirty = true end
-    elseif kind == 0 and passes and cost > 0 then
-      s.alg.charge(s, cost)
+    elseif kind == 3 and cost > 0 then
+      s.alg.debit(s, cost)
       s.dirty = true
     end
     local remaining, reset = s.alg.show(s)

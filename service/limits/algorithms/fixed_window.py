@@ -2,6 +2,7 @@
 
 Exact for every limit of 1 to 10^9 units and every window. Only what was admitted counts. As with any fixed
 window, twice the limit can pass around a boundary; the other algorithms exist for whom that matters.
+What a debit owes is forgotten when the window ends.
 """
 
 from service.limits.algorithms.contract import Algorithm, Definition
@@ -13,7 +14,7 @@ class FixedWindow:
     def __init__(self, definition: Definition, state: tuple[int, int] | None, now_us: int) -> None:
         self.capacity, self.window_us = definition.capacity, definition.window_us
         self.now_us, self.stale = now_us, False
-        fresh = now_us - now_us % self.window_us if definition.aligned else now_us
+        fresh = now_us - now_us % self.window_us if definition.c else now_us
         self.start_us, self.used = state or (fresh, 0)
         if self.start_us > now_us:
             self.start_us, self.stale = fresh, True
@@ -28,6 +29,9 @@ class FixedWindow:
     def charge(self, cost: int) -> None:
         self.used += cost
 
+    def debit(self, cost: int) -> None:
+        self.used += cost
+
     def give_back(self, cost: int, at_us: int) -> bool:
         if self.used == 0 or at_us < self.start_us:
             return False
@@ -36,7 +40,7 @@ class FixedWindow:
 
     def show(self) -> tuple[int, int]:
         reset_us = self.start_us + self.window_us - self.now_us if self.used else 0
-        return self.capacity - self.used, reset_us
+        return max(0, self.capacity - self.used), reset_us
 
     def state(self) -> tuple[int, int]:
         return self.start_us, self.used
@@ -50,6 +54,6 @@ FIXED_WINDOW = Algorithm(
     short="fixed",
     lua="fixed_window.lua",
     range="any limit up to 10^9",
-    numbers=lambda amount, window_us, burst: (amount, window_us, 0, 0),
+    numbers=lambda amount, window_us, burst, aligned: (amount, window_us, 0, 0, int(aligned)),
     twin=FixedWindow,
 )

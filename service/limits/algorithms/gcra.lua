@@ -1,6 +1,7 @@
 -- GCRA (ITU-T I.371, virtual scheduling): a token bucket of `capacity` tokens, one token back every a + b/window us.
 -- Key: string, theoretical arrival time in us (16 digits), then its fraction in 1/window us if there is one;
 --   expires at that time, when the bucket is full again. Here s.window is only the denominator of the fraction.
+-- c = the longest debt in us: so far a debit may take the bucket below empty.
 local function length(s, tokens)                    -- tokens x interval, as whole us and fraction
   local part = tokens * s.b
   return tokens * s.a + floor(part / s.window), part % s.window
@@ -14,7 +15,7 @@ return {
       local tat, part = sub(raw, 1, 16) + 0, #raw > 16 and sub(raw, 17) + 0 or 0
       if tat >= now then s.tat, s.part = tat, part end
       local debt = s.tat - now
-      if debt > s.most or debt == s.most and s.part > s.most_part then
+      if debt > s.most + s.c or debt == s.most + s.c and s.part > s.most_part then
         s.tat, s.part, s.stale = now + s.most, s.most_part, true      -- the clock stepped back
       end
     end
@@ -30,6 +31,14 @@ return {
     local us, part = length(s, cost)
     s.tat, s.part = s.tat + us, s.part + part
     if s.part >= s.window then s.tat, s.part = s.tat + 1, s.part - s.window end
+  end,
+  debit = function(s, cost)
+    local us, part = length(s, min(cost, floor((2 ^ 53 - 1) / s.window)))
+    local last = now + s.most + s.c
+    us, part = s.tat + us, s.part + part
+    if part >= s.window then us, part = us + 1, part - s.window end
+    if us > last or us == last and part > s.most_part then us, part = last, s.most_part end
+    s.tat, s.part = us, part
   end,
   give = function(s, cost, at)
     local us = length(s, cost) - (now - at)         -- what has flowed back since needs no giving

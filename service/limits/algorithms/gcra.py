@@ -3,7 +3,8 @@
 `amount` tokens flow in evenly over a window; `burst` (by default `amount`) may be spent at once. One timestamp a key.
 Intervals are exact fractions of a microsecond, so 100000000/minute is counted like 10/minute. Exact as long as
 burst x (amount / gcd(amount, window in us)) < 2^53 (`999999937/minute` is beyond, and refused) and the whole burst
-flows back within 100 years.
+flows back within 100 years. A debit takes the bucket below empty, by as much as flows in during the window or the
+refill of the burst, whichever is longer: then the debt is paid off before the next token is there.
 """
 
 from fractions import Fraction
@@ -20,9 +21,10 @@ class Gcra:
     def __init__(self, definition: Definition, state: Fraction | None, now_us: int) -> None:
         self.interval = definition.a + Fraction(definition.b, definition.window_us)
         self.tolerance = definition.capacity * self.interval
+        self.owed_us, self.countable = definition.c, (EXACT - 1) // definition.window_us
         self.now_us, self.stale = now_us, False
         self.tat = max(Fraction(now_us), state or Fraction(0))
-        if self.tat > now_us + self.tolerance:
+        if self.tat > now_us + self.tolerance + self.owed_us:
             self.tat, self.stale = now_us + self.tolerance, True
 
     def wait(self, cost: int) -> int:
@@ -30,6 +32,10 @@ class Gcra:
 
     def charge(self, cost: int) -> None:
         self.tat += cost * self.interval
+
+    def debit(self, cost: int) -> None:
+        taken = min(cost, self.countable) * self.interval
+        self.tat = min(self.tat + taken, self.now_us + self.tolerance + self.owed_us)
 
     def give_back(self, cost: int, at_us: int) -> bool:
         amount_us = floor(cost * self.interval) - (self.now_us - at_us)
@@ -40,7 +46,7 @@ class Gcra:
 
     def show(self) -> tuple[int, int]:
         debt = self.tat - self.now_us
-        return floor((self.tolerance - debt) / self.interval), ceil(debt)
+        return max(0, floor((self.tolerance - debt) / self.interval)), ceil(debt)
 
     def state(self) -> Fraction:
         return self.tat
@@ -49,12 +55,13 @@ class Gcra:
         return ceil(self.tat)
 
 
-def _numbers(amount: int, window_us: int, burst: int) -> tuple[int, int, int, int] | None:
+def _numbers(amount: int, window_us: int, burst: int, _aligned: bool) -> tuple[int, int, int, int, int] | None:
+    owed_us = max(window_us, -(-window_us * burst // amount))
     common = gcd(amount, window_us)
     amount, window_us = amount // common, window_us // common
     if burst * amount >= EXACT or burst * window_us > amount * LONGEST_REFILL_US:
         return None
-    return burst, amount, window_us // amount, window_us % amount
+    return burst, amount, window_us // amount, window_us % amount, owed_us
 
 
 GCRA = Algorithm(

@@ -1,7 +1,8 @@
 -- Moving window: a log of what was admitted; a unit leaves one window after it came.
 -- Key: list, <base> {<stamp_us> <total>}*: total = units admitted up to and including that stamp, base = those of
 --   them that have left or were given back. Stamps are now rounded up to the grid of a us (1 = exact), which bounds
---   the list to 1,025 entries. Expires when the newest entry leaves.
+--   the list to 1,025 entries; debits beyond the limit are on a grid of window/1,024, so at most 1,025 more.
+--   Expires when the newest entry leaves.
 local rebase = 2 ^ 50       -- totals grow as long as the key lives: start again from 0 before doubles run out
 
 local function grid(s, at)
@@ -25,7 +26,9 @@ end
 
 -- stamp of the entry that brought the total to `upto`, base < upto <= total
 local function reached(s, upto)
-  if upto > s.stored then return s.last end       -- charged in this call: all at one stamp
+  if upto > s.stored then                         -- charged in this call: at one stamp, or two if a debit came
+    return s.mid and upto <= s.mid and s.mid_stamp or s.last
+  end
   if upto <= s.first_total then return s.first end
   local _, stamp = scan(s, s.head, function(_, total) return total >= upto end)
   return stamp
@@ -57,6 +60,15 @@ return {
   charge = function(s, cost)
     s.total, s.last = s.total + cost, max(s.last, s.stamp)
   end,
+  debit = function(s, cost)
+    local stamp = s.stamp
+    if s.total - s.base + cost > s.capacity then
+      local step = ceil(s.window / 1024)
+      stamp = ceil(now / step) * step
+    end
+    if stamp > s.last and s.total > s.stored then s.mid, s.mid_stamp = s.total, s.last end
+    s.total, s.last = s.total + cost, max(s.last, stamp)
+  end,
   give = function(s, cost, at)
     if s.total == s.base or grid(s, at) <= now - s.window then return false end
     s.base = min(s.total, s.base + cost)            -- the oldest go first: never more room than was taken
@@ -64,7 +76,7 @@ return {
   end,
   show = function(s)
     local used = s.total - s.base
-    return s.capacity - used, used > 0 and s.last + s.window - now or 0
+    return max(0, s.capacity - used), used > 0 and s.last + s.window - now or 0
   end,
   save = function(s)
     local key = s.key
@@ -74,9 +86,15 @@ return {
       call('DEL', key)
       call('RPUSH', key, 0)
       for i = 1, #kept, 2 do call('RPUSH', key, kept[i], fmt('%d', max(0, kept[i + 1] - s.base))) end
+      s.mid = s.mid and max(0, s.mid - s.base)
       s.total, s.base = s.total - s.base, 0
     elseif s.head > 1 then
       call('LTRIM', key, s.head - 1, -1)
+    end
+    if s.mid and s.mid_stamp == s.stored_last then
+      call('LSET', key, -1, fmt('%d', s.mid))
+    elseif s.mid then
+      call('RPUSH', key, fmt('%d', s.mid_stamp), fmt('%d', s.mid))
     end
     if s.last == s.stored_last then
       call('LSET', key, -1, fmt('%d', s.total))

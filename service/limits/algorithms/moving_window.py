@@ -2,7 +2,8 @@
 
 Limits of up to 1,024 units are logged to the microsecond. Above that, stamps are rounded up to a grid of
 window/1,024, against the caller: a unit may leave that much late, never early, and a counter never holds more than
-1,025 entries (about 40 kB). Every limit up to 10^9 is thereby counted.
+1,025 entries (about 40 kB). Every limit up to 10^9 is thereby counted. Units that a debit takes beyond the limit leave
+as all others do, on that grid for any limit: up to 1,025 entries more.
 """
 
 from service.limits.algorithms.contract import Algorithm, Definition
@@ -22,7 +23,7 @@ class MovingWindow:
         self.log = [(stamp_us, units) for stamp_us, units in log if stamp_us + self.window_us > now_us]
 
     def _stamp(self, at_us: int) -> int:
-        return -(-at_us // self.grid_us) * self.grid_us
+        return _up(at_us, self.grid_us)
 
     def _used(self) -> int:
         return sum(units for _, units in self.log)
@@ -41,6 +42,12 @@ class MovingWindow:
         newest_us = self.log[-1][0] if self.log else 0
         self.log.append((max(newest_us, self._stamp(self.now_us)), cost))
 
+    def debit(self, cost: int) -> None:
+        newest_us = self.log[-1][0] if self.log else 0
+        beyond = self._used() + cost > self.capacity
+        stamp_us = _up(self.now_us, -(-self.window_us // ENTRIES)) if beyond else self._stamp(self.now_us)
+        self.log.append((max(newest_us, stamp_us), cost))
+
     def give_back(self, cost: int, at_us: int) -> bool:
         if not self.log or self._stamp(at_us) + self.window_us <= self.now_us:
             return False
@@ -55,7 +62,7 @@ class MovingWindow:
     def show(self) -> tuple[int, int]:
         used = self._used()
         reset_us = self.log[-1][0] + self.window_us - self.now_us if used else 0
-        return self.capacity - used, reset_us
+        return max(0, self.capacity - used), reset_us
 
     def state(self) -> tuple[tuple[int, int], ...]:
         merged: dict[int, int] = {}
@@ -67,8 +74,13 @@ class MovingWindow:
         return self.log[-1][0] + self.window_us if self.log else 0
 
 
-def _numbers(amount: int, window_us: int, _burst: int) -> tuple[int, int, int, int]:
-    return amount, window_us, 1 if amount <= ENTRIES else -(-window_us // ENTRIES), 0
+def _up(at_us: int, step_us: int) -> int:
+    """The next multiple of the step."""
+    return -(-at_us // step_us) * step_us
+
+
+def _numbers(amount: int, window_us: int, _burst: int, _aligned: bool) -> tuple[int, int, int, int, int]:
+    return amount, window_us, 1 if amount <= ENTRIES else -(-window_us // ENTRIES), 0, 0
 
 
 MOVING_WINDOW = Algorithm(

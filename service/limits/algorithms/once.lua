@@ -48,7 +48,7 @@ return function(kind, count, at, head)
     if same and r[6] ~= a[head + 5] then            -- other limits than then: the same verdict, on these as they stand
       local passed = true
       for j = 10, #r, 4 do passed = passed and r[j] == 0 end
-      request(1, count, at, charges)
+      request(kind == 0 and 1 or 7, count, at, charges)   -- 7 does nothing at all: a debit's cost is not to be waited for
       for j = first + 5, o, 4 do out[j] = passed and 0 or max(1, out[j]) end
     else
       if same then out[first + 2] = r[7] end

@@ -1,8 +1,9 @@
 -- Sliding window counter: units of this window, plus those of the one before as far as it is still in view.
 -- Key: string, start of this window in us (16 digits), units in it (16 digits), units in the one before.
 -- a = microseconds a tick, b = ticks a window: the view moves on tick by tick, so products stay below 2^53.
+-- c = 1: windows begin at multiples of the window since the epoch.
 local function zero(s)
-  s.start = s.aligned and now - now % s.window or now
+  s.start = s.c == 1 and now - now % s.window or now
   s.cur, s.prev = 0, 0
 end
 
@@ -31,6 +32,7 @@ return {
     return s.start + 2 * s.window - now
   end,
   charge = function(s, cost) s.cur = s.cur + cost end,
+  debit = function(s, cost) s.cur = min(s.cur + cost, floor((2 ^ 53 - 1) / s.b)) end,
   give = function(s, cost, at)
     if at >= s.start and s.cur > 0 then
       s.cur = max(0, s.cur - cost)

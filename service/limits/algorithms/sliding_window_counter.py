@@ -3,7 +3,8 @@
 The usual approximation of a moving window in constant space (as in `limits` and at Cloudflare): the window before
 is taken as evenly spread. Here the share is a fraction of whole ticks. A tick is 1 us as long as limit x window
 stays below 2^53 us (10^9 units in 2.5 hours; 10^6 in 104 days); beyond, ticks are as long as that bound asks,
-and the share is rounded up, against the caller. Every limit up to 10^9 is thereby counted.
+and the share is rounded up, against the caller. Every limit up to 10^9 is thereby counted. What a debit owes is
+counted up to the same bound (10/minute: 150 million units; 10^9/2.5 hours: none) and gone after two windows.
 """
 
 from fractions import Fraction
@@ -18,7 +19,7 @@ class SlidingWindowCounter:
         self.capacity, self.window_us = definition.capacity, definition.window_us
         self.tick_us, self.ticks = definition.a, definition.b
         self.now_us, self.stale = now_us, False
-        fresh = now_us - now_us % self.window_us if definition.aligned else now_us
+        fresh = now_us - now_us % self.window_us if definition.c else now_us
         start_us, cur, prev = state or (fresh, 0, 0)
         if start_us > now_us:
             start_us, self.stale = fresh, True
@@ -53,6 +54,9 @@ class SlidingWindowCounter:
     def charge(self, cost: int) -> None:
         self.cur += cost
 
+    def debit(self, cost: int) -> None:
+        self.cur = min(self.cur + cost, (EXACT - 1) // self.ticks)
+
     def give_back(self, cost: int, at_us: int) -> bool:
         if at_us >= self.start_us and self.cur:
             self.cur = max(0, self.cur - cost)
@@ -74,11 +78,11 @@ class SlidingWindowCounter:
         return self.start_us + (2 if self.cur else 1) * self.window_us
 
 
-def _numbers(amount: int, window_us: int, _burst: int) -> tuple[int, int, int, int]:
+def _numbers(amount: int, window_us: int, _burst: int, aligned: bool) -> tuple[int, int, int, int, int]:
     tick_us = 1
     while amount * -(-window_us // tick_us) >= EXACT:
         tick_us = max(tick_us + 1, -(-amount * window_us // (EXACT - 1)))
-    return amount, window_us, tick_us, -(-window_us // tick_us)
+    return amount, window_us, tick_us, -(-window_us // tick_us), int(aligned)
 
 
 SLIDING_WINDOW_COUNTER = Algorithm(

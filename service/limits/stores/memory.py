@@ -8,8 +8,10 @@ from typing import cast
 from service.limits import keys
 from service.limits.algorithms import TWINS
 from service.limits.algorithms.contract import Definition, Twin
-from service.limits.decision import CHARGE, CONFLICT, DONE, GIVE_BACK, LOOK, REPLAYED, Ask, TokenAsk
+from service.limits.decision import CHARGE, CONFLICT, DEBIT, DONE, GIVE_BACK, LOOK, REPLAYED, Ask, TokenAsk
 
+NOTHING = 7
+"""A kind that only shows: what a token asks for again is neither done nor waited for."""
 SWEEP_EVERY = 10_000
 """Decisions between two walks that drop counters nobody asked for again."""
 
@@ -59,7 +61,8 @@ class MemoryStore:
         if first[:4] != marks[:4]:
             return [CONFLICT, now_us, *[0] * (4 * len(ask.charges))]
         if first != marks:  # other limits than then: the same verdict, on these as they stand
-            passed, standings = not any(standings[2::4]), self._one(ask, LOOK, now_us)
+            passed = not any(standings[2::4])
+            standings = self._one(ask, LOOK if ask.kind == CHARGE else NOTHING, now_us)
             standings[2::4] = [0 if passed else max(1, retry_us) for retry_us in standings[2::4]]
             at_us = now_us
         return [REPLAYED, at_us, *standings]
@@ -67,16 +70,15 @@ class MemoryStore:
     def _one(self, ask: Ask, kind: int, now_us: int) -> list[int]:
         twins = [self._load(charge.key, charge.limit.definition, now_us) for charge in ask.charges]
         costs = [charge.cost for charge in ask.charges]
-        giving = kind == GIVE_BACK
-        waits = [0 if giving else twin.wait(cost) for twin, cost in zip(twins, costs, strict=True)]
+        asking = kind in (CHARGE, LOOK)
+        waits = [twin.wait(cost) if asking else 0 for twin, cost in zip(twins, costs, strict=True)]
         numbers: list[int] = []
         for charge, twin, wait_us in zip(ask.charges, twins, waits, strict=True):
-            if giving:
+            changed = kind in (CHARGE, DEBIT) and charge.cost > 0 and not any(waits)
+            if kind == GIVE_BACK:
                 changed = twin.give_back(charge.cost, ask.at_us)
-            else:
-                changed = kind == CHARGE and charge.cost > 0 and not any(waits)
-                if changed:
-                    twin.charge(charge.cost)
+            elif changed:
+                (twin.debit if kind == DEBIT else twin.charge)(charge.cost)
             if changed or twin.stale:
                 self._kept[charge.key] = (twin.state(), twin.until_us())
             remaining, reset_us = twin.show()

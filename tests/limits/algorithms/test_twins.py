@@ -5,7 +5,7 @@ Rows: (when, cost) → allowed, remaining, retry after, reset after, next unit a
 
 import pytest
 
-from service.limits.decision import CHARGE, GIVE_BACK, Ask, Charge, read
+from service.limits.decision import CHARGE, DEBIT, GIVE_BACK, Ask, Charge, read
 from service.limits.limit import Limit
 from service.limits.stores.memory import MemoryStore
 
@@ -27,8 +27,8 @@ class Counter:
         numbers = self.store.decide_now([ask])
         return read(ask, numbers[0], numbers, 1)
 
-    def row(self, when_s, cost):
-        decision = self.at(when_s, cost)
+    def row(self, when_s, cost, kind=CHARGE):
+        decision = self.at(when_s, cost, kind)
         (standing,) = decision.standings
         return (
             decision.allowed,
@@ -78,6 +78,63 @@ def test_the_table_of(algorithm):
     counter = Counter(Limit(amount=3, window_s=10, algorithm=algorithm))
     for (when_s, cost), expected in TABLES[algorithm]:
         assert counter.row(when_s, cost) == pytest.approx(expected, abs=2e-6), (when_s, cost)
+
+
+DEBITS = {
+    "fixed-window": [
+        # the window runs from 1 s to 11 s, and what is owed ends with it
+        ((1, 2, CHARGE), (True, 1, 0, 10, 10)),
+        ((4, 5, DEBIT), (True, 0, 0, 7, 7)),
+        ((10, 1, CHARGE), (False, 0, 1, 1, 1)),
+        ((11, 3, CHARGE), (True, 0, 0, 10, 10)),
+    ],
+    "moving-window": [
+        # 2 units leave at 11 s, the 5 of the debit at 14 s: 1 of 3 is there when all but 2 have left
+        ((1, 2, CHARGE), (True, 1, 0, 10, 10)),
+        ((4, 5, DEBIT), (True, 0, 0, 10, 10)),
+        ((11, 1, CHARGE), (False, 0, 3, 3, 3)),
+        ((14.01, 3, CHARGE), (True, 0, 0, 10, 10)),
+    ],
+    "sliding-window-counter": [
+        # 6 units in the window from 1 s to 11 s: half of them are in view at 16 s, 2 of them at 17.67 s
+        ((1, 3, CHARGE), (True, 0, 0, 20, 40 / 3)),
+        ((1, 3, DEBIT), (True, 0, 0, 20, 50 / 3)),
+        ((16, 1, CHARGE), (False, 0, 5 / 3, 5, 5 / 3)),
+        ((16 + 5 / 3, 1, CHARGE), (True, 0, 0, 40 / 3, 5 / 3)),
+    ],
+    "gcra": [
+        # empty at 1 s and 3 tokens owed: a token every 10/3 s, so the first that may be spent is the fourth
+        ((1, 3, CHARGE), (True, 0, 0, 10, 10 / 3)),
+        ((1, 3, DEBIT), (True, 0, 0, 20, 40 / 3)),
+        ((11, 1, CHARGE), (False, 0, 10 / 3, 10, 10 / 3)),
+        ((11, 1000, DEBIT), (True, 0, 0, 20, 40 / 3)),  # no more than one window is ever owed
+    ],
+}
+
+
+@pytest.mark.parametrize("algorithm", DEBITS)
+def test_a_debit_takes_what_is_not_there_and_who_comes_next_waits_for_it(algorithm):
+    """Never refused, remaining stays at 0, and the waits that are told are those that come."""
+    counter = Counter(Limit(amount=3, window_s=10, algorithm=algorithm))
+    for asked, expected in DEBITS[algorithm]:
+        assert counter.row(*asked) == pytest.approx(expected, abs=0.01), asked
+
+
+@pytest.mark.parametrize("algorithm", DEBITS)
+def test_a_debit_that_fits_is_a_charge(algorithm):
+    limit = Limit(amount=3, window_s=10, algorithm=algorithm)
+    charged, debited = Counter(limit), Counter(limit)
+    assert charged.at(1, 2, CHARGE) == debited.at(1, 2, DEBIT)
+    assert charged.at(3, 1) == debited.at(3, 1)
+
+
+@pytest.mark.parametrize("algorithm", DEBITS)
+def test_a_debit_locks_out_for_two_windows_at_most(algorithm):
+    """Even one that was a mistake: a billion units on a limit of 3."""
+    counter = Counter(Limit(amount=3, window_s=10, algorithm=algorithm))
+    counter.at(1, 10**9, DEBIT)
+    assert counter.at(1, 3).retry_us <= 20 * S
+    assert counter.at(21.01, 3).allowed
 
 
 @pytest.mark.parametrize("algorithm", ["fixed-window", "moving-window", "sliding-window-counter", "gcra"])
