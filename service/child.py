@@ -30,7 +30,7 @@ class Worker:
         end_s: When it is ended if it is still there; None = it has a right to live.
         due: Why it asks to be replaced.
         failed: Why it could not serve.
-        unwanted: It was ended before it served, for newer code is there.
+        unwanted: Newer code is there, and it does not serve yet: it may fail, and nobody minds.
     """
 
     pid: int

@@ -42,6 +42,9 @@ TICK_S = 0.1
 _ABSENT_S = 1.0  # between two ticks
 _GRACE_S = 5.0  # for a worker that is found stuck, to come back
 _END_S = 2.0  # for an app's lifespan to end, after the drain; when the service stops, a tenth of the drain at most
+_UNWANTED_S = (
+    5.0  # a start that newer code has overtaken; it is not ended at once, or a storm of changes lets none serve
+)
 _BRIEF_S = 0.2  # for a request that is on its way
 _STOP_LINGER_S = 2.0  # how long an idle connection may still ask a server that stops
 _STEADY_S = 10.0  # a worker that lived so long did not die of its start
@@ -169,7 +172,7 @@ class Supervisor:
         log.info("worker_back", worker=worker.pid)
 
     def _now_serving(self, worker: Worker) -> None:
-        worker.state = State.SERVING
+        worker.state, worker.unwanted = State.SERVING, False
         self._served, self._broken = True, False
         took_s = round(time.monotonic() - worker.born_s, 2)
         log.info("worker_serving", worker=worker.pid, took_s=took_s)
@@ -349,8 +352,10 @@ class Supervisor:
         """End a worker that does not come to serve: whoever waits behind it would wait for ever."""
         limit_s = self.settings.start_timeout_s
         for worker in self.workers:
-            slow = worker.state is State.STARTING and time.monotonic() - worker.born_s > limit_s > 0
-            if slow and worker.failed is None:
+            if worker.state is not State.STARTING or worker.failed is not None:
+                continue
+            age_s = time.monotonic() - worker.born_s
+            if age_s > limit_s > 0 or (worker.unwanted and age_s > _UNWANTED_S):
                 worker.failed = f"a worker did not serve within {limit_s:g} s (ONEQUOTA_START_TIMEOUT_S)"
                 worker.signal(signal.SIGKILL)
 
@@ -385,14 +390,11 @@ class Supervisor:
         for worker in self.workers:
             if worker.state is State.STARTING and (worker.replaces is not None or self.target.reload):
                 worker.unwanted = True  # it may have loaded what was there before, or hang in it
-                worker.signal(signal.SIGKILL)
-                if worker.replaces is not None:
-                    self._queue.append((worker.replaces, reason))
         queued = {worker for worker, _ in self._queue}
         self._queue.extend(
             (worker, reason)
             for worker in self.workers
-            if worker.state is not State.RETIRED and worker not in queued and not worker.stuck and not worker.unwanted
+            if worker.state is not State.RETIRED and worker not in queued and not worker.stuck
         )
 
     def _stop(self, *, linger_s: float, at_once: bool = False) -> None:
