@@ -135,7 +135,8 @@ def _requests(tallies: dict[str, Tally]) -> int:
 def kill9(kind: Kind, size: Size) -> Row:
     """One of the workers is killed."""
     options = Options(workers=size.workers or 4)
-    with stage(kind, options, size.load) as on:
+    slow = replace(size.load, every=((2, "GET /work?ms=50"),))  # so that there is something under way
+    with stage(kind, options, slow) as on:
         on.client.answered("load", size.requests // 2, within_s=size.cap_s)
         mark = on.client.mark()["load"]
         victim = max((pid for pid in mark.connections if pid), key=lambda pid: mark.connections[pid])
