@@ -37,7 +37,8 @@ validation, before dependencies.
       match.py      request → route, known before the framework routes
       identity.py   request → who asks; trusted proxies
       plan.py     · (route, method) → charges
-      engine.py     charges → decision: one call for all that arrive together, deadlines
+      engine.py     charges → decision, per event loop
+        lane.py     one queue and its one call under way: shared calls, deadlines
       decision.py · frozen values: Ask, Charge, Standing, Decision
       limit.py    · a limit, valid by construction; the notation
       headers.py  · decision → header pairs
