@@ -4,12 +4,13 @@ import contextlib
 import json
 from collections.abc import Iterator
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from bench import exact, hangups, tax
-from bench.processes import Cpus, MissingError
+from bench import exact, hangups, tax, trust
+from bench.processes import ROOT, Cpus, MissingError
 from bench.service import NotStartedError
 from service.limits.algorithms import ALGORITHMS
 
@@ -103,6 +104,33 @@ def _hangups(
         report = hangups.measure(names, size, stock=stock, tell=lambda row: None if as_json else typer.echo(row.text()))
     typer.echo(json.dumps(report.data()) if as_json else report.verdict())
     if report.broken:
+        raise typer.Exit(1)
+
+
+@app.command("trust")
+def _trust(
+    *,
+    row: Annotated[list[str] | None, typer.Option(help="Repeatable; default: every row.")] = None,
+    full: Annotated[bool, typer.Option("--full", help="Full counts and times, and docs/trust.md is written.")] = False,
+    patience: Annotated[float, typer.Option(min=1, help="Times longer than promised is fine: a shared machine.")] = 1,
+    write: Annotated[Path | None, typer.Option(help="Write the page there.", show_default=False)] = None,
+    as_json: Json = False,
+) -> None:
+    """What must hold under faults, bad input and attack, row by row; a tenth of the full counts by default."""
+    known = {one.key: one for one in trust.ROWS}
+    if unknown := [key for key in row or () if key not in known]:
+        raise typer.BadParameter(f'unknown row "{unknown[0]}"; use {", ".join(known)}')
+    size = trust.Size(share=1 if full else trust.TENTH.share, patience=patience)
+    rows = [known[key] for key in row] if row else list(trust.ROWS)
+    with _told():
+        results = trust.measure(rows, size, tell=lambda one: None if as_json else typer.echo(one.text()))
+    if full and not row:
+        write = write or ROOT / "docs" / "trust.md"
+    if write is not None:
+        write.write_text(trust.page(results, size), encoding="utf-8")
+    if as_json:
+        typer.echo(json.dumps([one.data() for one in results]))
+    if not all(one.held for one in results):
         raise typer.Exit(1)
 
 

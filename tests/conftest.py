@@ -18,3 +18,16 @@ def redis_server(_one_redis):
     with redis.Redis(unix_socket_path=_one_redis.socket) as client:
         client.flushall()
     return _one_redis
+
+
+def pytest_terminal_summary(terminalreporter):
+    """What tests of docs/trust.md measured."""
+    reports = [
+        report for found in terminalreporter.stats.values() for report in found if getattr(report, "when", "") == "call"
+    ]
+    figures = [(report.location[2], dict(report.user_properties).get("figure")) for report in reports]
+    if any(figure for _, figure in figures):
+        terminalreporter.section("figures")
+        for test, figure in figures:
+            if figure:
+                terminalreporter.write_line(f"{test.partition('[')[2].rstrip(']')}: {figure}")

@@ -19,10 +19,10 @@ from bench import hangups
 from bench.__main__ import app as command
 from bench.hangups import Kind, Report, Row, Size, answers, turnover
 from bench.hangups.client import Crew, Failure, InconclusiveError, client
-from bench.hangups.report import Check, at_most
 from bench.hangups.servers import Options, environment
 from bench.hangups.servers import command as typed
 from bench.hangups.stage import sorted_out
+from bench.promises import Check, at_most
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals, /proc")
 

@@ -8,11 +8,12 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from bench.hangups.client import Crew, InconclusiveError, Tally, client
-from bench.hangups.report import Check, Fact, Row, at_most, exactly, no_errors, row
+from bench.hangups.report import Fact, Row, no_errors, row
 from bench.hangups.servers import Kind, Options, Server, serving, threads
 from bench.hangups.stage import Held, Size, stage
 from bench.hangups.watch import asked
 from bench.processes import redis_server
+from bench.promises import Check, at_most, exactly
 
 UPLOADS = 20
 UPLOAD_BYTES = 10 * 1024 * 1024

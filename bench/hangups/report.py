@@ -6,20 +6,12 @@ from dataclasses import asdict, dataclass, field
 
 from bench.hangups.client import Tally
 from bench.hangups.servers import Kind, Server
+from bench.promises import Check, exactly
 
 HEAD = f"{'scenario':16}{'server':8}{'requests':>9}{'errors':>8}  by kind; whole answers by status"
 _INDENT = " " * 24
 
 Fact = str | int | float | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Check:
-    """A promise, and whether it held; `found` is what was there instead."""
-
-    promise: str
-    held: bool
-    found: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,22 +87,6 @@ def row(
         events=server.events,
         checks=tuple(checks),
     )
-
-
-def exactly(promise: str, found: object, wanted: object) -> Check:
-    """A promise of one value."""
-    return Check(promise=f"{promise}: {wanted}", held=found == wanted, found=str(found))
-
-
-def at_most(promise: str, found: float | None, most: float, unit: str = "") -> Check:
-    """A promise of a bound; None: what was waited for did not come."""
-    told = "never" if found is None else f"{found:.4g}{unit}"
-    return Check(promise=f"{promise} ≤ {most:g}{unit}", held=found is not None and found <= most, found=told)
-
-
-def at_least(promise: str, found: int, least: int) -> Check:
-    """The same from below."""
-    return Check(promise=f"{promise} ≥ {least}", held=found >= least, found=str(found))
 
 
 def no_errors(*tallies: Tally) -> Check:

@@ -8,10 +8,11 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from bench.hangups.client import Crew, InconclusiveError, Tally
-from bench.hangups.report import Check, Fact, Row, at_least, at_most, exactly, no_errors, row
+from bench.hangups.report import Fact, Row, no_errors, row
 from bench.hangups.servers import Kind, Options, alive
 from bench.hangups.stage import Held, Size, Stage, now_ms, sorted_out, stage
 from bench.hangups.watch import Watch
+from bench.promises import Check, at_least, at_most, exactly
 
 THINKERS = Crew(
     name="thinkers", clients=32, every=((3, "GET /work"),), think_ms=(0, 1_200), spread_ms=1_200, own_connections=True

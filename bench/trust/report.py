@@ -1,0 +1,96 @@
+"""Findings as a document: the table, how each figure was measured, and on what."""
+
+import os
+import platform
+import re
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+from bench.trust.finding import FULL, Finding, Row, Size, how
+
+HEAD = """\
+# What holds under faults, bad input and attack
+
+Written by `python -m bench trust --full`, not by hand: each figure was measured by the run that wrote this page, and a
+promise that had not held would stand here as BROKEN. The tests run the same scenarios at a tenth of their size.
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """A row, and what each of its scenarios found."""
+
+    row: Row
+    findings: tuple[Finding, ...]
+
+    @property
+    def held(self) -> bool:
+        return not any(finding.broken for finding in self.findings)
+
+    def text(self) -> str:
+        """For people who watch."""
+        lines = [f"{self.row.key}: {self.row.promise}"]
+        lines += [line for finding in self.findings for line in finding.text().splitlines()]
+        return "\n    ".join(lines)
+
+    def data(self) -> dict[str, object]:
+        """For programs."""
+        return {
+            "key": self.row.key,
+            "fault": self.row.fault,
+            "promise": self.row.promise,
+            "held": self.held,
+            "figures": [finding.figure for finding in self.findings],
+            "broken": [f"{check.promise}, but {check.found}" for one in self.findings for check in one.broken],
+        }
+
+
+def page(results: Sequence[Result], size: Size = FULL) -> str:
+    """docs/trust.md."""
+    lines = [HEAD, f"On {machine()}.", ""]
+    if size.share < 1:
+        lines += [f"At {size.share:g} of the full size.", ""]
+    lines += ["| Fault or attack | What must hold | Found |", "|---|---|---|"]
+    for result in results:
+        cells = [result.row.fault, result.row.promise, "<br>".join(_cell(finding) for finding in result.findings)]
+        lines.append("| " + " | ".join(_escaped(cell) for cell in cells) + " |")
+    lines += ["", "## How it was measured", ""]
+    for result in results:
+        ways = " ".join(dict.fromkeys(map(how, result.row.scenarios)))
+        lines.append(f"- **{result.row.fault}** (`--row {result.row.key}`): {ways}")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(finding: Finding) -> str:
+    broken = "".join(f"; **BROKEN: {check.promise}, but {check.found}**" for check in finding.broken)
+    return finding.figure + broken
+
+
+def _escaped(cell: str) -> str:
+    return " ".join(cell.replace("|", "\\|").split())
+
+
+def machine() -> str:
+    """What it ran on, in a line."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    parts = [
+        f"{_processor()}, {len(os.sched_getaffinity(0))} CPUs, {memory:.0f} GiB, {platform.system()}",
+        _redis(),
+        f"Python {platform.python_version()}",
+        *(f"{name} {metadata.version(name)}" for name in ("uvicorn", "fastapi", "redis", "onequota")),
+    ]
+    return "; ".join(parts)
+
+
+def _processor() -> str:
+    found = re.search(r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    return found.group(1) if found else platform.machine()
+
+
+def _redis() -> str:
+    done = subprocess.run(["redis-server", "--version"], stdout=subprocess.PIPE, text=True, check=True)
+    found = re.search(r"v=(\S+)", done.stdout)
+    return f"redis-server {found.group(1) if found else 'of an unknown version'}"
