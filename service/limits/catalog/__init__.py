@@ -25,6 +25,7 @@ A request names a domain and, in each descriptor, entries (key, value) in order.
     | 4     | value_regex: v[0-9]+        | if all of the value matches                 | the first in the file   |
     | 5     | no value                    | any value                                   | there can be but one    |
 
+Regular expressions are RE2's: linear in the value, so no backreferences and no looking around; `.` is any character.
 The way is not gone twice: what an entry led to stays. The rule is that of the last descriptor, if it has one; a request
 with more or fewer entries than a rule has levels does not match it. Networks and regular expressions have keys of their
 own because `10.0.0.0/8` and `/api/` are values that Envoy sends.

@@ -2,7 +2,7 @@
 
 What a look-up costs does not grow with the number of rules: exact values are one dict; wildcards a dict for each pair
 of lengths (what stands before the first `*`, what stands behind the last) that occurs; networks a dict for each prefix
-length that occurs; regular expressions one pass over the value for each few hundred of them. Only wildcards with
+length that occurs; regular expressions one pass over the value for each ten thousand or so. Only wildcards with
 several `*` that begin and end alike are tried one after the other.
 """
 
@@ -11,7 +11,7 @@ from ipaddress import IPv6Address, ip_address, ip_network
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 from service.limits.catalog import regular
-from service.limits.catalog.automaton import LARGEST_AUTOMATON, Automaton
+from service.limits.catalog.regular import MOST_TOGETHER, Patterns
 
 
 class Indexed(Protocol):
@@ -54,8 +54,8 @@ class Branch(Generic[T]):
             return found
         if self._networks is not None and (found := self._networks.find(value)) is not None:
             return found
-        for automaton, descriptors in self._regulars:
-            if (number := automaton.find(value)) is not None:
+        for patterns, descriptors in self._regulars:
+            if (number := patterns.find(value)) is not None:
                 return descriptors[number]
         return self.bare
 
@@ -171,16 +171,14 @@ def _network(value: str) -> tuple[int, int, int] | None:
     return 4, int(address), 32
 
 
-def _regulars(descriptors: Sequence[T]) -> list[tuple[Automaton, list[T]]]:
-    """The regular expressions in file order, as few automata as their size allows."""
-    groups: list[tuple[list[regular.Pattern], list[T]]] = []
-    room = 0
+def _regulars(descriptors: Sequence[T]) -> list[tuple[Patterns, list[T]]]:
+    """The regular expressions in file order, in as few passes as their size allows."""
+    groups: list[tuple[list[T], int]] = []
     for descriptor in descriptors:
-        pattern = regular.parse(descriptor.value)
-        if pattern.size > room or not groups:
-            groups.append(([], []))
-            room = LARGEST_AUTOMATON
-        groups[-1][0].append(pattern)
-        groups[-1][1].append(descriptor)
-        room -= pattern.size
-    return [(Automaton(patterns), found) for patterns, found in groups]
+        size = regular.size(descriptor.value)
+        if not groups or groups[-1][1] + size > MOST_TOGETHER:
+            groups.append(([], 0))
+        found, together = groups[-1]
+        found.append(descriptor)
+        groups[-1] = (found, together + size)
+    return [(Patterns([descriptor.value for descriptor in found], together), found) for found, together in groups]

@@ -99,7 +99,7 @@ class Reading:
             return self._network(field, value)
         if given[0] == "value_regex":
             try:
-                regular.parse(value)
+                regular.size(value)
             except regular.InvalidPattern as error:
                 self._r.fault(field.value, f'value_regex: "{value[:60]}": {error}')
                 return "exact", value
