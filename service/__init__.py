@@ -27,6 +27,7 @@ validation, before dependencies.
     logs.py         events, one line each; the only file that names structlog
     status.py       what the parent tells its workers of the whole service
     app.py          create_app(settings): the service, wired
+    callers.py      who may ask it, and for what: API keys
     routes/         what the service answers: one noun a file
     errors.py       one tree of errors, and problem+json
     limits/
@@ -42,6 +43,7 @@ validation, before dependencies.
       decision.py · frozen values: Ask, Charge, Standing, Decision
       limit.py    · a limit, valid by construction; the notation
       headers.py  · decision → header pairs
+      allowance.py  limits by address on our own routes, charged in advance
       token.py    · idempotency tokens: what is asked again is answered again, and charged once
       keys.py     · the only speller of Redis keys
       catalog/    · limits by name, from a file of Envoy's form; live.py reads and watches it

@@ -8,6 +8,7 @@ from fastapi import FastAPI, Request
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
+from service import callers as known
 from service import settings as deployment
 from service.database import Supabase
 from service.limits import Limiter, identity
@@ -34,6 +35,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         trusted_proxies=settings.trusted_proxies,
         deadline_s=settings.redis_timeout_ms / 1000,
     )
+    keys = settings.api_keys
+    callers = known.Callers(known.parse(keys.get_secret_value()) if keys else (), limiter, settings.miss_limit)
 
     key = settings.supabase_service_key
     supabase = Supabase(settings.supabase_url, key.get_secret_value() if key else None)
@@ -53,9 +56,10 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
     app.state.limiter = limiter
     app.state.settings = settings
+    app.state.callers = callers
     app.add_middleware(limiter.middleware)
     app.include_router(health.router(limiter, supabase))
-    app.include_router(check.router(limiter, settings))
+    app.include_router(check.router(limiter, settings, callers))
     describe = app.openapi
 
     def openapi() -> dict[str, Any]:

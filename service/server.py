@@ -15,6 +15,7 @@ it counts on fakeredis.
 """
 
 import contextlib
+import ipaddress
 import json
 import os
 import signal
@@ -32,8 +33,8 @@ import watchfiles
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from service import callers, logs
 from service import listener as sockets
-from service import logs
 from service import target as targets
 from service.child import Inheritance
 from service.errors import ConfigurationError
@@ -120,6 +121,8 @@ def plan(settings: Settings, target: Target, *, default: int) -> Plan:
     if sys.platform == "win32" and (workers > 1 or reload):
         raise ConfigurationError("Windows has no signals to replace a worker with: set --workers 1 and --no-reload")
     _check_redis(settings, target, workers)
+    if target.service:
+        _check_callers(settings)
     embed = settings.redis_url is None and not settings.production
     return Plan(workers=workers, reload=reload, embed=embed)
 
@@ -135,6 +138,25 @@ def _check_redis(settings: Settings, target: Target, workers: int) -> None:
             f"fakeredis:// lives in one process and cannot be shared by {workers} workers: "
             "set --workers 1, or REDIS_URL to a Redis"
         )
+
+
+def _check_callers(settings: Settings) -> None:
+    """Strangers may not ask, unless the deployment says so in words."""
+    if settings.api_keys is not None:
+        callers.parse(settings.api_keys.get_secret_value())
+    elif not settings.open and not _is_loopback(settings.host):
+        raise ConfigurationError(
+            f"on host {settings.host} anybody may ask, for no API key is set: set {callers.SETTING}=NAME:SECRET:* "
+            "(docs/service.md), or ONEQUOTA_OPEN=true where something else keeps strangers out"
+        )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return host == "localhost"
+    return (getattr(address, "ipv4_mapped", None) or address).is_loopback
 
 
 def serve(settings: Settings, target: Target, announce: Callable[[Banner], None]) -> None:
@@ -163,7 +185,8 @@ def serve(settings: Settings, target: Target, announce: Callable[[Banner], None]
         settings = settings.model_copy(update={"redis_url": store.url, "workers": workers})
         os.environ.update(settings.as_environment())
         if inherited is None:
-            announce(_banner(_where(listener, settings, target), store, workers, made.reload, target.service))
+            where, with_key = _where(listener, settings, target), settings.api_keys is not None
+            announce(_banner(where, store, workers, made.reload, target.service, with_key))
         target = replace(target, reload=made.reload)
         if sys.platform == "win32":
             from service.worker import run_here  # noqa: PLC0415  (elsewhere the parent has no use for uvicorn)
@@ -298,20 +321,21 @@ def _silence(url: str) -> str | None:
     return None
 
 
-def _banner(where: str, store: _Redis, workers: int, reload: bool, service: bool) -> Banner:
+def _banner(where: str, store: _Redis, workers: int, reload: bool, service: bool, with_key: bool) -> Banner:
     return Banner(
         url=where,
         redis=store.described,
         workers=workers,
         reload=reload,
-        curl=_curl(where) if service else None,
+        curl=_curl(where, with_key=with_key) if service else None,
         warning=store.warning,
     )
 
 
-def _curl(where: str) -> str:
+def _curl(where: str, *, with_key: bool = False) -> str:
     kind, _, path = where.partition(":")
     url = where.replace("0.0.0.0", "localhost").replace("[::]", "localhost").removeprefix("http://")
     place = f"--unix-socket '{path}' localhost/v1/check" if kind == "unix" else f"{url}/v1/check"
     place = f"'{place}'" if "[" in place else place  # an IPv6 address, which some shells would expand
-    return f"curl -s {place} -H 'content-type: application/json' -d '{_EXAMPLE}'"
+    key = ' -H "authorization: Bearer $ONEQUOTA_API_KEY"' if with_key else ""
+    return f"curl -s {place}{key} -H 'content-type: application/json' -d '{_EXAMPLE}'"

@@ -172,6 +172,9 @@ class Settings(BaseSettings):
         redis_timeout_ms: Deadline of one decision, milliseconds.
         trusted_proxies: Networks whose X-Forwarded-For is believed, canonical CIDR.
         check_limit: Limit string that guards /v1/check per caller's address; read by `service.app`.
+        api_keys: Who may ask the service, and for what; None = everybody, everything. Read by `service.callers`.
+        miss_limit: Requests without a good key that an address is told so; more are 429.
+        open: `serve` may listen where others reach it, without any key.
         log_level: The least grave line that is logged.
         log_format: `json`, or `text` for people; None = json in production.
         log_file: Also log there, rotating; None = to standard error only.
@@ -215,6 +218,9 @@ class Settings(BaseSettings):
     redis_timeout_ms: Annotated[int, _whole(1, 60_000, unit="milliseconds")] = 250
     trusted_proxies: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_items), AfterValidator(_networks)] = ()
     check_limit: str = Field(default="10000000/minute", min_length=1, description="a limit such as 10000000/minute")
+    api_keys: SecretStr | None = Field(default=None, repr=False)
+    miss_limit: str = Field(default="30/minute", min_length=1, description="a limit such as 30/minute")
+    open: bool = Field(default=False, description="true or false")
     log_level: Annotated[
         Literal["critical", "error", "warning", "info", "debug", "trace"], BeforeValidator(_lowered)
     ] = Field(default="info", description="critical, error, warning, info, debug or trace")

@@ -196,6 +196,19 @@ def test_the_curl_line_of_the_service_works(tmp_path: Path) -> None:
         assert json.loads(said.stdout)["allowed"] is True
 
 
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl")
+def test_a_service_that_others_reach_wants_a_key_and_its_curl_line_works_with_it(tmp_path: Path) -> None:
+    secret = "0123456789abcdef" * 2
+    keys = {"ONEQUOTA_API_KEYS": f"gateway:{secret}:*"}
+    arguments = ("serve", "--host", "0.0.0.0", "--port", "0", "--workers", "2")
+    with onequota(tmp_path, *arguments, variables=keys) as running:
+        ask = ["/bin/sh", "-c", running.banner["curl"]]
+        for env, key, value in [({"ONEQUOTA_API_KEY": secret}, "allowed", True), ({}, "status", 401)]:
+            said = subprocess.run(ask, capture_output=True, text=True, check=True, timeout=20, env=os.environ | env)
+            assert json.loads(said.stdout)[key] == value
+        assert secret not in json.dumps(running.banner) + running.said()
+
+
 def test_a_client_cannot_choose_its_address(tmp_path: Path) -> None:
     with onequota(tmp_path, "run", "some_app:app", "--port", "0", "--no-reload") as running:
         forwarded = {"x-forwarded-for": "6.6.6.6"}

@@ -68,6 +68,31 @@ def test_what_cannot_be_meant_together_is_refused_with_a_sentence(
         plan(settings, target, default=4)
 
 
+SECRET = "0123456789abcdef" * 2
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.8.8.8", "::1", "::ffff:127.0.0.1", "localhost"])
+def test_on_this_machine_nobody_needs_a_key(host: str) -> None:
+    plan(Settings(host=host), SERVICE, default=1)
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.7", "limits.example", "::ffff:192.0.2.7"])
+def test_where_others_can_ask_a_service_without_keys_is_refused_with_what_to_set(host: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        plan(Settings(host=host), SERVICE, default=1)
+    assert f"on host {host} anybody may ask" in str(caught.value)
+    assert "set ONEQUOTA_API_KEYS=NAME:SECRET:*" in str(caught.value)
+    assert "ONEQUOTA_OPEN=true" in str(caught.value)
+    plan(Settings(host=host, api_keys=f"a:{SECRET}:*"), SERVICE, default=1)  # type: ignore[arg-type]
+    plan(Settings(host=host, open=True), SERVICE, default=1)
+    plan(Settings(host=host), RUN, default=1)  # an app of yours has its own ways
+
+
+def test_a_key_that_cannot_be_meant_is_refused_before_anything_starts() -> None:
+    with pytest.raises(ConfigurationError, match="ONEQUOTA_API_KEYS, entry 1: its secret has fewer than 128"):
+        plan(Settings(api_keys="a:short:*"), SERVICE, default=1)  # type: ignore[arg-type]
+
+
 def test_with_nothing_to_embed_one_worker_runs_on_fakeredis_and_a_warning_says_so(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -108,6 +133,11 @@ BODY = """-H 'content-type: application/json' -d '{"key":"alice","limits":"10/mi
 )
 def test_the_curl_line_names_the_true_place(where: str, place: str) -> None:
     assert server._curl(where) == f"curl -s {place} {BODY}"
+
+
+def test_the_curl_line_takes_the_key_from_a_variable_and_never_shows_it() -> None:
+    bearer = '-H "authorization: Bearer $ONEQUOTA_API_KEY"'
+    assert server._curl("http://h:1", with_key=True) == f"curl -s h:1/v1/check {bearer} {BODY}"
 
 
 def test_the_banner_is_lines_for_people_and_one_line_for_programs() -> None:

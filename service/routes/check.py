@@ -13,6 +13,7 @@ from pydantic_core import ErrorDetails, from_json, to_json
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
+from service.callers import Callers, forbidden
 from service.errors import InvalidInput, InvalidLimit, StoreUnavailable
 from service.limits import Limit, Limiter, keys
 from service.limits.decision import CHARGE, LOOK, Ask, Charge, Decision, seconds
@@ -55,15 +56,20 @@ class Checks(BaseModel):
     checks: Annotated[list[Check], Field(min_length=1, max_length=MOST_CHECKS)]
 
 
-def router(limiter: Limiter, settings: Settings) -> APIRouter:
+def router(limiter: Limiter, settings: Settings, callers: Callers) -> APIRouter:
     """The route; `settings.check_limit` guards it per caller's address."""
     routes = APIRouter(tags=["check"])
 
     @routes.post("/v1/check", summary="One decision, or many", response_class=Response, openapi_extra=OPENAPI)
     @limiter.limit(settings.check_limit, name="check")
     async def check(request: Request) -> Response:
+        caller = callers.of(request.scope["headers"])
+        if caller is None:
+            return await callers.unknown(request.scope)
+        if caller.inline is None:
+            return forbidden(caller, None)
         try:
-            asks, many = await _read(request)
+            asks, many = await _read(request, caller.inline)
         except ClientDisconnect:
             return Response(status_code=400)  # nobody reads it
         except _UnreadableError as error:
@@ -106,7 +112,7 @@ class _UnreadableError(Exception):
         self.status = status
 
 
-async def _read(request: Request) -> tuple[list[Ask], bool]:
+async def _read(request: Request, inline: str) -> tuple[list[Ask], bool]:
     """The asks of a request, and whether it asked for many. Raises InvalidInput, _UnreadableError."""
     kind = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
     if kind != "application/json" and not kind.endswith("+json"):
@@ -123,23 +129,23 @@ async def _read(request: Request) -> tuple[list[Ask], bool]:
     try:
         if isinstance(document, dict) and "checks" in document:
             checks = Checks.model_validate(document).checks
-            asks = [_ask(check, f"checks[{index}].") for index, check in enumerate(checks)]
+            asks = [_ask(check, inline, f"checks[{index}].") for index, check in enumerate(checks)]
             charges = sum(len(ask.charges) for ask in asks)
             if charges > MOST_CHARGES:
                 raise InvalidInput("checks", f"{charges} limits in all; at most {MOST_CHARGES} at once")
             return asks, True
-        return [_ask(Check.model_validate(document), "")], False
+        return [_ask(Check.model_validate(document), inline, "")], False
     except ValidationError as error:
         raise _named(error.errors(include_url=False)[0]) from None
 
 
-def _ask(check: Check, at: str) -> Ask:
+def _ask(check: Check, inline: str, at: str) -> Ask:
     try:
         limits = _limits(check.limits, check.algorithm, check.burst)
     except InvalidLimit as error:
         field = "burst" if check.burst is not None and "burst" in str(error) else "limits"
         raise InvalidInput(at + field, str(error)) from None
-    scope = outside("")
+    scope = outside(inline)
     return Ask(
         [
             Charge(
