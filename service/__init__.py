@@ -46,6 +46,7 @@ validation, before dependencies.
       allowance.py  limits by address on our own routes, charged in advance
       token.py    · idempotency tokens: what is asked again is answered again, and charged once
       keys.py     · the only speller of Redis keys
+      policy.py     (domain, descriptors) → which limits, asked how; the verdict
       catalog/    · limits by name, from a file of Envoy's form; live.py reads and watches it
       algorithms/   one .lua each + its pure twin; decide.lua joins them into one script
       stores/       how counters are opened: Redis by URL, embedded, fakeredis, this process

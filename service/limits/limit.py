@@ -44,6 +44,7 @@ class Limit:
         algorithm: A name of `ALGORITHMS`.
         burst: GCRA only: units that may pass at once, 1 to 10^9; None means `amount`.
         aligned: Windows begin at multiples of the window since the epoch instead of at the first hit.
+        since_s: Fixed windows only: there is one window, from this second since the epoch on, a period of the calendar.
         name: What headers and answers call it; printable ASCII, by default the limit as written.
         capacity: Units available when nothing was charged: the largest cost that can ever pass.
         refill_s: Seconds in which `capacity` comes back when all of it is gone, rounded up.
@@ -56,6 +57,7 @@ class Limit:
     algorithm: str = "fixed-window"
     burst: int | None = None
     aligned: bool = False
+    since_s: int | None = None
     name: str = ""
     capacity: int = field(init=False, compare=False)
     refill_s: int = field(init=False, compare=False)
@@ -79,8 +81,14 @@ class Limit:
         capacity = self.amount if self.burst is None else self.burst
         if not 1 <= capacity <= LARGEST_AMOUNT:
             raise InvalidLimit(f'limit "{text}": a burst of {capacity}; use 1 to {LARGEST_AMOUNT}')
+        if self.since_s is not None and (algorithm.since is None or self.aligned or self.since_s < 0):
+            raise InvalidLimit(f'limit "{text}": since_s goes with fixed-window, unaligned, and is 0 or more')
         definition = algorithm.define(
-            amount=self.amount, window_us=self.window_s * 1_000_000, burst=capacity, aligned=self.aligned
+            amount=self.amount,
+            window_us=self.window_s * 1_000_000,
+            burst=capacity,
+            aligned=self.aligned,
+            since_us=None if self.since_s is None else self.since_s * 1_000_000,
         )
         if definition is None:
             raise InvalidLimit(f'limit "{text}": {self.algorithm} cannot count it exactly: {algorithm.range}')
@@ -89,7 +97,7 @@ class Limit:
         object.__setattr__(self, "refill_s", -(-self.window_s * capacity // self.amount))
         object.__setattr__(self, "definition", definition)
         object.__setattr__(self, "words", " ".join(map(str, definition)))
-        compared = (self.amount, self.window_s, self.algorithm, self.burst, self.aligned, text)
+        compared = (self.amount, self.window_s, self.algorithm, self.burst, self.aligned, self.since_s, text)
         object.__setattr__(self, "_hash", hash(compared))
 
     def __hash__(self) -> int:  # limits are looked up on every request: hash once
@@ -107,7 +115,7 @@ class Limit:
     def spelling(self) -> str:
         """All that makes two limits count differently, as a key's last part: `10/60s`, `10/60s/b5/gcra`."""
         burst = "" if self.burst is None or self.burst == self.amount else f"/b{self.burst}"
-        aligned = "/a" if self.aligned else ""
+        aligned = "/a" if self.aligned else "" if self.since_s is None else f"/@{self.since_s}"
         short = ALGORITHMS[self.algorithm].short
         return f"{self.amount}/{self.window_s}s{burst}{aligned}/{short}"
 

@@ -78,6 +78,7 @@ class Algorithm:
         range: The limits it counts exactly, in words, for the error when one is beyond.
         numbers: (capacity, window_us, a, b, c) of (amount, window_us, burst, aligned); None if it cannot be counted
             exactly.
+        since: The definition with one window, which begins at an instant in microseconds; None if it has no such.
         twin: Makes a twin from (definition, kept state or None, now in microseconds).
         code: Its place in the registry, which sets it.
     """
@@ -88,12 +89,18 @@ class Algorithm:
     range: str
     numbers: Callable[[int, int, int, bool], tuple[int, int, int, int, int] | None]
     twin: Callable[[Definition, Any, int], Twin]
+    since: Callable[[Definition, int], Definition] | None = None
     code: int = 0
 
-    def define(self, *, amount: int, window_us: int, burst: int, aligned: bool) -> Definition | None:
+    def define(
+        self, *, amount: int, window_us: int, burst: int, aligned: bool, since_us: int | None = None
+    ) -> Definition | None:
         """The definition of a limit, or None if this algorithm cannot count it exactly.
 
-        `aligned`: windows begin at multiples of the window since the epoch.
+        `aligned`: windows begin at multiples of the window since the epoch; `since_us`: the only one begins there.
         """
         numbers = self.numbers(amount, window_us, burst, aligned)
-        return None if numbers is None else Definition(self.code, *numbers)
+        if numbers is None or (since_us is not None and self.since is None):
+            return None
+        definition = Definition(self.code, *numbers)
+        return definition if since_us is None or self.since is None else self.since(definition, since_us)

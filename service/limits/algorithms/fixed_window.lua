@@ -1,10 +1,13 @@
--- Fixed window: units used since the window began. c = 1: windows begin at multiples of the window since the epoch.
+-- Fixed window: units used since the window began. c = 1: windows begin at multiples of the window since the epoch;
+-- c = 2: there is one window, from a on, a period of the calendar; who asks for it up to a second late counts in it, too.
 -- Key: string, start of the window in us (16 digits) then units used; expires when the window ends.
 return {
   load = function(s, raw)
-    s.start = s.c == 1 and now - now % s.window or now
+    s.start = s.c == 2 and s.a or s.c == 1 and now - now % s.window or now
     s.used = 0
-    if raw then
+    if raw and s.c == 2 then
+      if now < s.a + s.window + 1000000 then s.used = sub(raw, 17) + 0 end
+    elseif raw then
       local start, used = sub(raw, 1, 16) + 0, sub(raw, 17) + 0
       if start > now then start, s.stale = s.start, true end
       if used > 0 and now - start < s.window then s.start, s.used = start, used end
@@ -12,17 +15,17 @@ return {
   end,
   wait = function(s, cost)
     if s.used + cost <= s.capacity then return 0 end
-    return s.start + s.window - now
+    return max(1, s.start + s.window - now)
   end,
   charge = function(s, cost) s.used = s.used + cost end,
   debit = function(s, cost) s.used = s.used + cost end,
   give = function(s, cost, at)
-    if s.used == 0 or at < s.start then return false end
+    if s.used == 0 or at < s.start and s.c ~= 2 then return false end
     s.used = max(0, s.used - cost)
     return true
   end,
   show = function(s)
-    return max(0, s.capacity - s.used), s.used > 0 and s.start + s.window - now or 0
+    return max(0, s.capacity - s.used), s.used > 0 and max(1, s.start + s.window - now) or 0
   end,
-  save = function(s) put(s, fmt('%016d%d', s.start, s.used), s.start + s.window) end,
+  save = function(s) put(s, fmt('%016d%d', s.start, s.used), s.start + s.window + (s.c == 2 and 1000000 or 0)) end,
 }

@@ -5,7 +5,7 @@ from datetime import UTC, date, datetime, timedelta, tzinfo
 from zoneinfo import ZoneInfo
 
 from service.errors import InvalidLimit
-from service.limits.limit import LARGEST_AMOUNT
+from service.limits.limit import LARGEST_AMOUNT, Limit
 
 PERIODS = ("hour", "day", "week", "month", "year")
 
@@ -61,6 +61,21 @@ class Calendar:
             return start_s * 1_000_000, (start_s + _HOUR_S) * 1_000_000
         first, following = _days(local.date(), self.period)
         return self._midnight_us(first), self._midnight_us(following)
+
+    def limit(self, now_us: int, name: str = "") -> Limit:
+        """The limit that holds in the period an instant is in.
+
+        Args:
+            now_us: The instant, microseconds since the epoch.
+            name: What headers and answers call it; by default `name`.
+        """
+        start_us, end_us = self.window(now_us)
+        return Limit(
+            amount=self.amount,
+            window_s=(end_us - start_us) // 1_000_000,
+            since_s=start_us // 1_000_000,
+            name=name or self.name,
+        )
 
     def _midnight_us(self, day: date) -> int:
         midnight = datetime(day.year, day.month, day.day, tzinfo=self.zone)

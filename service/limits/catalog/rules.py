@@ -1,8 +1,9 @@
 """What a catalog holds and answers with: frozen values. Pure."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import repeat
 from typing import Any, Literal, NamedTuple
 from urllib.parse import quote
 
@@ -154,10 +155,7 @@ class Match(NamedTuple):
         A pattern stands behind two colons: a caller who sends the pattern as his value gets a counter of his own
         unless he matches that very pattern.
         """
-        pairs = zip(self.identity, self.steps, strict=True)
-        return "/".join(
-            f"{_quoted(key)}{'::' if step.share_threshold else ':'}{_quoted(value)}" for (key, value), step in pairs
-        )
+        return counter(self.identity, [step.share_threshold for step in self.steps])
 
     @property
     def metric(self) -> str:
@@ -168,6 +166,12 @@ class Match(NamedTuple):
             shown = value if told else step.value
             parts.append(f"{key}_{shown}" if shown else key)
         return ".".join(parts)
+
+
+def counter(identity: Iterable[Entry], shares: Iterable[bool] = repeat(False)) -> str:
+    """The entries as one text that no others have; where `shares` says so, the value is a rule's pattern."""
+    pairs = zip(identity, shares, strict=False)
+    return "/".join(f"{_quoted(key)}{'::' if shared else ':'}{_quoted(value)}" for (key, value), shared in pairs)
 
 
 def _quoted(text: str) -> str:

@@ -173,6 +173,21 @@ def test_a_window_begins_at_the_first_hit_unless_it_is_aligned():
     assert aligned.at(4, 1).standings[0].reset_us == 6 * S
 
 
+def test_a_period_of_the_calendar_is_one_window_for_whoever_is_early_or_a_second_late():
+    counter = Counter(Limit(amount=3, window_s=60, since_s=START_US // S + 10))
+    rows = [
+        # the period runs from 10 s to 70 s, and is counted until 71 s
+        ((9, 1), (True, 2, 0, 61, 61)),
+        ((10, 1), (True, 1, 0, 60, 60)),
+        ((69.5, 2), (False, 1, 0.5, 0.5, 0.5)),
+        ((70.9, 2), (False, 1, 0.000001, 0.000001, 0.000001)),
+        ((70.9, 1), (True, 0, 0, 0.000001, 0.000001)),
+        ((71, 3), (True, 0, 0, 0.000001, 0.000001)),
+    ]
+    for asked, expected in rows:
+        assert counter.row(*asked) == pytest.approx(expected, abs=1e-9), asked
+
+
 def test_all_pass_or_none_is_charged():
     now_us = START_US
     store = MemoryStore(lambda: now_us)
