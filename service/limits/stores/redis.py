@@ -84,7 +84,8 @@ class RedisStore:
         connection = self._connection
         if connection is not None and now_s - self._used_s > IDLE_S:
             try:
-                stale = await connection.can_read_destructive()
+                look = getattr(connection, "can_read", None) or connection.can_read_destructive  # redis-py 8, 6 and 7
+                stale = await look()
             except (RedisError, OSError):
                 stale = True
             if stale:
