@@ -13,6 +13,7 @@ from service import settings as deployment
 from service.database import Supabase
 from service.limits import Limiter, identity
 from service.limits.passage import problem_response
+from service.listener import for_grpc
 from service.routes import check, health
 from service.settings import Settings
 
@@ -43,7 +44,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with supabase as app.state.supabase:
+        async with supabase as app.state.supabase, _grpc(settings):
             yield
         await limiter.aclose()
 
@@ -71,6 +72,19 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
     app.openapi = openapi  # type: ignore[method-assign]
     return app
+
+
+@asynccontextmanager
+async def _grpc(settings: Settings) -> AsyncIterator[None]:
+    """gRPC, where the runner left a socket for it."""
+    listener = for_grpc()
+    if listener is None:
+        yield
+        return
+    from service.grpc.server import Server  # noqa: PLC0415  (an extra)
+
+    async with Server(listener, {}, header_s=settings.header_timeout_s):
+        yield
 
 
 async def _problem(request: Request, error: Exception) -> Response:

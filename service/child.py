@@ -87,6 +87,7 @@ class Inheritance:
         workers: Of each, what `Worker.legacy` says.
         started_s, recycles: As in `Status`.
         redis: What the embedded Redis needs to be known again; None = there is none.
+        grpc: Descriptor of its listener; None = there is none.
     """
 
     listener: int
@@ -94,3 +95,4 @@ class Inheritance:
     started_s: float
     recycles: int
     redis: dict[str, Any] | None = None
+    grpc: int | None = None

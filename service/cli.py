@@ -24,6 +24,10 @@ _UsageError: type[Exception] = typer.BadParameter.__bases__[0]
 
 Host = Annotated[str | None, typer.Option(help="Address to listen on.", show_default="127.0.0.1")]
 Port = Annotated[int | None, typer.Option(help="TCP port; 0 takes a free one.", show_default="8000")]
+GrpcPort = Annotated[
+    int | None,
+    typer.Option(metavar="PORT", help="Envoy's rate-limit service, by gRPC; 0 takes a free one.", show_default="off"),
+]
 Redis = Annotated[
     str | None,
     typer.Option("--redis", metavar="URL", help="redis://, rediss:// or unix://.", show_default="embedded"),
@@ -70,6 +74,7 @@ def _serve(
     *,
     host: Host = None,
     port: Port = None,
+    grpc_port: GrpcPort = None,
     workers: Annotated[int | None, _workers("one a core, at least 2")] = None,
     redis: Redis = None,
     max_requests: MaxRequests = None,
@@ -82,6 +87,7 @@ def _serve(
     settings = load(
         host=host,
         port=port,
+        grpc_port=grpc_port,
         workers=workers,
         redis_url=redis,
         max_requests=max_requests,

@@ -1,4 +1,4 @@
-"""The one socket all workers share: bound by the parent, by port or path, or inherited.
+"""The one socket all workers share, and the other one for gRPC: bound by the parent, by port or path, or inherited.
 
 Bound before the first worker starts, so that "in use" is one line and nobody is refused while they load.
 """
@@ -36,6 +36,32 @@ def listening(*, host: str, port: int, uds: str | None, fd: int | None, backlog:
             Path(uds).unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def listening_for_grpc(*, host: str, port: int | None, fd: int | None, backlog: int) -> Iterator[socket.socket | None]:
+    """The socket of gRPC, listening; none where no port is meant. Raises ConfigurationError as `listening`."""
+    if port is None:
+        if fd is not None:
+            inherited(fd, backlog).close()
+        yield None
+        return
+    with inherited(fd, backlog) if fd is not None else bound(host, port, backlog, option="--grpc-port") as listener:
+        yield listener
+
+
+_for_grpc: socket.socket | None = None
+
+
+def leave_for_grpc(listener: socket.socket | None) -> None:
+    """In a worker: keep the socket of gRPC for the app."""
+    global _for_grpc  # noqa: PLW0603
+    _for_grpc = listener
+
+
+def for_grpc() -> socket.socket | None:
+    """What was left; None = gRPC is not wanted, or nobody listens for this process."""
+    return _for_grpc
+
+
 def _identity(path: str | None) -> tuple[int, int] | None:
     with contextlib.suppress(OSError):
         found = Path(path).stat() if path is not None else None
@@ -43,8 +69,8 @@ def _identity(path: str | None) -> tuple[int, int] | None:
     return None
 
 
-def bound(host: str, port: int, backlog: int) -> socket.socket:
-    """A TCP socket; port 0 takes a free one."""
+def bound(host: str, port: int, backlog: int, *, option: str = "--port") -> socket.socket:
+    """A TCP socket; port 0 takes a free one. `option` is what the port was said by."""
     listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     try:
         if sys.platform != "win32":  # there it would let two servers have one port
@@ -54,17 +80,17 @@ def bound(host: str, port: int, backlog: int) -> socket.socket:
         listener.listen(backlog)
     except OSError as error:
         listener.close()
-        raise ConfigurationError(_why_not(error, host, port)) from None
+        raise ConfigurationError(_why_not(error, host, port, option)) from None
     return listener
 
 
-def _why_not(error: OSError, host: str, port: int) -> str:
+def _why_not(error: OSError, host: str, port: int, option: str = "--port") -> str:
     if isinstance(error, socket.gaierror):
         return f'host "{host}" is not known: give an address of this machine with --host'
     if error.errno == errno.EADDRINUSE:
-        return f"port {port} on {host} is in use: stop what listens there or choose another with --port"
+        return f"port {port} on {host} is in use: stop what listens there or choose another with {option}"
     if error.errno == errno.EACCES:
-        return f"port {port} on {host} is not permitted to this user: choose one from 1024 on with --port"
+        return f"port {port} on {host} is not permitted to this user: choose one from 1024 on with {option}"
     if error.errno in {errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT}:
         return f"host {host} is no address of this machine: choose another with --host"
     return f"cannot listen on port {port} of {host}: {error.strerror}"
@@ -113,6 +139,14 @@ def url_of(listener: socket.socket, *, host: str, uds: str | None, fd: int | Non
     name = listener.getsockname()
     if not isinstance(name, tuple):
         return f"unix:{uds or name}"
-    host, port = (host, name[1]) if fd is None else name[:2]
-    host = f"[{host}]" if ":" in host else host
-    return f"{'https' if tls else 'http'}://{host}:{port}"
+    host = host if fd is None else name[0]
+    return f"{'https' if tls else 'http'}://{_place(host, name[1])}"
+
+
+def place_of(listener: socket.socket | None, host: str) -> str | None:
+    """`HOST:PORT` with the real port; None = there is no listener."""
+    return _place(host, listener.getsockname()[1]) if listener is not None else None
+
+
+def _place(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -33,7 +33,7 @@ import watchfiles
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from service import callers, logs
+from service import callers, grpc, logs
 from service import listener as sockets
 from service import target as targets
 from service.child import Inheritance
@@ -76,6 +76,7 @@ class Banner:
 
     Attributes:
         url: Where it listens; the port is the real one. `unix:…` for a unix socket.
+        grpc: The same for gRPC, `127.0.0.1:8081`; None = it is not served.
         redis: Which Redis, without its password; None = the app was given none.
         curl: A command that works; None for an app that is not ours.
         warning: What works less well than asked.
@@ -87,12 +88,14 @@ class Banner:
     reload: bool
     curl: str | None
     warning: str | None
+    grpc: str | None = None
 
     def text(self) -> str:
         """Lines for people."""
         share = ", sharing one quota" if self.workers > 1 and self.redis else ""
         lines = [
             f"listening  {self.url}" + (", reloading on changes" if self.reload else ""),
+            *([f"grpc       {self.grpc}, Envoy's rate-limit service"] if self.grpc else ()),
             f"redis      {self.redis or 'none: REDIS_URL is not set'}",
             f"workers    {self.workers}{share}",
         ]
@@ -171,6 +174,8 @@ def serve(settings: Settings, target: Target, announce: Callable[[Banner], None]
     """
     made = plan(settings, target, default=default_workers())
     targets.check(target)
+    if target.service and settings.grpc_port is not None:
+        grpc.check()
     logs.configure(settings)
     before, directory = dict(os.environ), working_directory()
     handover = take_handover()
@@ -180,13 +185,15 @@ def serve(settings: Settings, target: Target, announce: Callable[[Banner], None]
     signal.signal(signal.SIGTERM, _interrupt)  # until the supervisor listens; an exception ends what has started
     with contextlib.suppress(KeyboardInterrupt), contextlib.ExitStack() as stack:
         listener = stack.enter_context(_listening(settings, target, inherited))
+        for_grpc = stack.enter_context(_listening_for_grpc(settings, target, inherited))
         store = stack.enter_context(_redis(settings, made, inherited))
         workers = 1 if store.url == FAKE_REDIS else made.workers
         settings = settings.model_copy(update={"redis_url": store.url, "workers": workers})
         os.environ.update(settings.as_environment())
         if inherited is None:
             where, with_key = _where(listener, settings, target), settings.api_keys is not None
-            announce(_banner(where, store, workers, made.reload, target.service, with_key))
+            banner = _banner(where, store, workers, made.reload, target.service, with_key)
+            announce(replace(banner, grpc=sockets.place_of(for_grpc, settings.host)))
         target = replace(target, reload=made.reload)
         if sys.platform == "win32":
             from service.worker import run_here  # noqa: PLC0415  (elsewhere the parent has no use for uvicorn)
@@ -197,6 +204,7 @@ def serve(settings: Settings, target: Target, announce: Callable[[Banner], None]
             settings,
             target,
             listener,
+            grpc=for_grpc,
             wanted=workers,
             watch=_watcher(target.app_dir or ".") if made.reload else None,
             inherited=inherited,
@@ -228,6 +236,16 @@ def _listening(settings: Settings, target: Target, inherited: Inheritance | None
         yield listener
 
 
+@contextlib.contextmanager
+def _listening_for_grpc(
+    settings: Settings, target: Target, inherited: Inheritance | None
+) -> Iterator[socket.socket | None]:
+    fd = inherited.grpc if inherited else None
+    port = settings.grpc_port if target.service else None
+    with sockets.listening_for_grpc(host=settings.host, port=port, fd=fd, backlog=settings.backlog) as listener:
+        yield listener
+
+
 def _where(listener: socket.socket, settings: Settings, target: Target) -> str:
     return sockets.url_of(listener, host=settings.host, uds=target.uds, fd=target.fd, tls=target.tls)
 
@@ -246,6 +264,8 @@ def _hand_over(
         return
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # until there is somebody again to take them
     numbers = [legacy.listener, *(worker["control"] for worker in legacy.workers)]
+    if legacy.grpc is not None:
+        numbers.append(legacy.grpc)
     try:
         if interrupted():
             return

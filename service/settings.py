@@ -156,6 +156,7 @@ class Settings(BaseSettings):
         environment: `production` refuses what is for development.
         host: Address to listen on.
         port: TCP port; 0 = any free one.
+        grpc_port: The same, for Envoy's gRPC; None = it is not served. Of `onequota serve` only.
         workers: Processes sharing the port; None = the command decides.
         keep_alive_s: How long an idle connection stays open, seconds.
         backlog: Connections the kernel queues before they are accepted.
@@ -195,6 +196,9 @@ class Settings(BaseSettings):
     )
     host: str = Field(default="127.0.0.1", min_length=1, description="an address to listen on")
     port: Annotated[int, _whole(0, 65535)] = 8000
+    grpc_port: Annotated[int, _whole(0, 65535)] | None = Field(
+        default=None, description="a whole number from 0 to 65535"
+    )
     workers: Annotated[int, _whole(1, 1024)] | None = Field(
         default=None,
         validation_alias=AliasChoices(f"{PREFIX}WORKERS", "WEB_CONCURRENCY"),

@@ -6,7 +6,9 @@ An endless stream should end by itself when its worker is retired, or the end of
         yield await next_event()
 """
 
+import contextlib
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -34,6 +36,9 @@ class Status:
 
 _told: Status | None = None
 _retired = False
+_stopping = False
+_besides = 0
+_callbacks: list[Callable[[], None]] = []
 _alone = Status()
 
 
@@ -48,12 +53,40 @@ def tell(status: Status) -> None:
     _told = status
 
 
+def count() -> None:
+    """A request was served that did not come over the worker's own server."""
+    global _besides  # noqa: PLW0603
+    _besides += 1
+
+
+def besides() -> int:
+    """How many of those there were."""
+    return _besides
+
+
 def retired() -> bool:
     """Whether this worker takes no new connections and waits for its last answers to end."""
     return _retired
 
 
-def retire() -> None:
+def stopping() -> bool:
+    """Whether it is the whole service that ends: nobody takes this worker's place."""
+    return _stopping
+
+
+def retire(*, stopping: bool = False) -> None:
     """This process is a worker, and retired."""
-    global _retired  # noqa: PLW0603
-    _retired = True
+    global _retired, _stopping
+    _retired, _stopping = True, stopping
+    for callback in _callbacks:
+        callback()
+
+
+@contextlib.contextmanager
+def when_retired(callback: Callable[[], None]) -> Iterator[None]:
+    """Within, be called as soon as this worker is retired, from its event loop."""
+    _callbacks.append(callback)
+    try:
+        yield
+    finally:
+        _callbacks.remove(callback)

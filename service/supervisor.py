@@ -50,7 +50,7 @@ _STOP_LINGER_S = 2.0  # how long an idle connection may still ask a server that 
 _STEADY_S = 10.0  # a worker that lived so long did not die of its start
 _SLOWEST_S = 30.0  # between two starts of a worker that does not stay
 
-_BOOT = "import sys; sys.path.insert(0, {root!r}); from service.worker import main; main({control}, {listener})"
+_BOOT = "import sys; sys.path.insert(0, {root!r}); from service.worker import main; main({control}, {listener}, {grpc})"
 _ROOT = str(Path(__file__).parent.parent)
 
 log = logs.events()
@@ -62,6 +62,7 @@ class Supervisor:
     Args:
         settings: Already in this process's environment, where workers read them.
         listener: Bound and listening.
+        grpc: The same for gRPC; None = it is not wanted.
         wanted: How many workers, at least 1.
         watch: Calls its argument, from a thread of its own, when files have changed; None = no reloading.
         inherited: Workers to relieve, after a handover.
@@ -76,6 +77,7 @@ class Supervisor:
         target: Target,
         listener: socket.socket,
         *,
+        grpc: socket.socket | None = None,
         wanted: int,
         watch: Callable[[Callable[[], None]], None] | None = None,
         inherited: Inheritance | None = None,
@@ -85,6 +87,7 @@ class Supervisor:
         self.settings = settings
         self.target = target
         self.listener = listener
+        self.grpc = grpc
         self.wanted = wanted
         self.directory = working_directory()  # now: a link that points elsewhere later is the same name
         self.workers: list[Worker] = []
@@ -267,7 +270,11 @@ class Supervisor:
             with theirs:
                 theirs.set_inheritable(True)
                 self.listener.set_inheritable(True)
-                boot = _BOOT.format(root=_ROOT, control=theirs.fileno(), listener=self.listener.fileno())
+                grpc = None
+                if self.grpc is not None:
+                    self.grpc.set_inheritable(True)
+                    grpc = self.grpc.fileno()
+                boot = _BOOT.format(root=_ROOT, control=theirs.fileno(), listener=self.listener.fileno(), grpc=grpc)
                 # Not multiprocessing: it would import the parent's main module once more, for every worker. -P: the
                 # directory somebody stands in must not hide our package; the import path comes with the errand.
                 # Ctrl-C reaches the whole group: not before the worker can take it as what it is.
@@ -404,9 +411,12 @@ class Supervisor:
                 notify("STOPPING=1")
                 log.info("stopping", drain_s=self.settings.drain_s)
             self.listener.close()
+            if self.grpc is not None:
+                self.grpc.close()
             drain_s = self.settings.drain_s
             end_s = min(_END_S, drain_s / 10) or 1.0
             order = {"linger_s": min(linger_s, drain_s / 4), "drain_s": max(0, drain_s - end_s), "end_s": end_s}
+            order["stopping"] = True
             for worker in self.workers:
                 worker.end_s = self._stopping_s + (drain_s - end_s / 3 if drain_s else end_s)
                 if worker.state is State.STARTING:
@@ -438,6 +448,7 @@ class Supervisor:
         """What a handover leaves."""
         return Inheritance(
             listener=self.listener.fileno(),
+            grpc=self.grpc.fileno() if self.grpc is not None else None,
             workers=[worker.legacy() for worker in self.workers],
             started_s=self.started_s,
             recycles=self.recycles,

@@ -42,6 +42,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from service import logs, status
 from service.errors import OnequotaError
+from service.listener import leave_for_grpc
 from service.settings import Settings, load
 from service.shield import Shield
 from service.status import Status
@@ -59,20 +60,22 @@ _STDLIB = str(Path(os.__file__).parent)
 _log = logs.events()
 
 
-def main(control_fd: int, listener_fd: int) -> None:
+def main(control_fd: int, listener_fd: int, grpc_fd: int | None = None) -> None:
     """The life of a worker process. Its settings are in the environment; the rest is the parent's first line."""
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
         # A terminal sends them to the whole group. A handler, for what is ignored stays ignored in children.
         signal.signal(number, lambda *_: None)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT, signal.SIGHUP])
-    os.set_inheritable(control_fd, False)
-    os.set_inheritable(listener_fd, False)
+    for descriptor in (control_fd, listener_fd, grpc_fd):
+        if descriptor is not None:
+            os.set_inheritable(descriptor, False)
     parent = Parent(socket.socket(fileno=control_fd))
     errand = parent.first()
     sys.path[:] = errand["path"]
     with contextlib.suppress(OSError):  # by the name it was started under: behind a link there is the latest release
         os.chdir(errand["directory"])
     target = Target(**errand["target"])
+    leave_for_grpc(socket.socket(fileno=grpc_fd) if grpc_fd is not None else None)
     try:
         settings = load()
         logs.configure(settings)
@@ -145,6 +148,7 @@ class Server(uvicorn.Server):
         self._linger_s = 0.0
         self._recycle_at = settings.max_requests + random.randint(0, settings.max_requests // 10)
         self._asked = False
+        self._stopping = False
         self._beaten_s = 0.0
         self._over = False
         self._unheard: dict[object, tuple[object, float]] = {}
@@ -161,7 +165,7 @@ class Server(uvicorn.Server):
 
     def _beat(self, loop: asyncio.AbstractEventLoop) -> None:
         self._beaten_s = time.monotonic()
-        requests = self.server_state.total_requests
+        requests = self.server_state.total_requests + status.besides()
         self._parent.say(
             state="retired" if self.should_exit else "serving",
             requests=requests,
@@ -175,7 +179,8 @@ class Server(uvicorn.Server):
         orders = self._parent.heard()
         if orders is None:
             asyncio.get_running_loop().remove_reader(self._parent.control.fileno())
-            orders = [{"retire": {"linger_s": 0.0, "drain_s": self._drain_s, "end_s": self._end_s}}]
+            last = {"linger_s": 0.0, "drain_s": self._drain_s, "end_s": self._end_s, "stopping": True}
+            orders = [{"retire": last}]
         for order in orders:
             if "status" in order:
                 status.tell(Status(**order["status"]))
@@ -183,6 +188,7 @@ class Server(uvicorn.Server):
                 self._linger_s, self._drain_s, self._end_s = (
                     order["retire"][name] for name in ("linger_s", "drain_s", "end_s")
                 )
+                self._stopping = order["retire"].get("stopping", False)  # one of an older version does not say it
                 self.should_exit = True
 
     def _watch(self, loop_thread: int, parent: int) -> None:
@@ -233,7 +239,7 @@ class Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         began_s = time.monotonic()
-        status.retire()
+        status.retire(stopping=self._stopping)
         self._say_close()
         await asyncio.sleep(_ACCEPTED_S)
         for server in self.servers:
