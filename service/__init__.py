@@ -14,7 +14,7 @@ validation, before dependencies.
     settings.py     the only reader of the environment
     server.py       the runner: what is asked for, checked, wired, announced, handed over
       target.py     what is run
-      listener.py   the one socket all workers share
+      listener.py   the one socket all workers share; another for gRPC
       supervisor.py the parent: starts workers, replaces what is due, dead or stuck
         child.py    one worker, seen from there; what survives a handover
         systemd.py  what systemd is told
@@ -26,6 +26,7 @@ validation, before dependencies.
     database/       the Supabase client: one per process
     logs.py         events, one line each; the only file that names structlog
     status.py       what the parent tells its workers of the whole service
+    grpc/           gRPC beside HTTP in every worker: a door on a shared socket, a server behind it (an extra)
     app.py          create_app(settings): the service, wired
     callers.py      who may ask it, and for what: API keys
     routes/         what the service answers: one noun a file

@@ -23,7 +23,7 @@ Method = Callable[[bytes, Any], Awaitable[bytes]]
 LARGEST_BYTES = 1 << 20
 """Of one request."""
 
-_LEAVING_S = 3.0  # for clients to go elsewhere, once they are told
+_LEAVING_S = 2.0  # for clients to go elsewhere, once they are told
 _STOP_S = 1.0  # for the calls of those that stay
 _log = events()
 

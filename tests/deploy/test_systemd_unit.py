@@ -15,7 +15,7 @@ from service.settings import Settings
 UNIT = DEPLOY / "onequota.service"
 # What the environment file shows an example of, and not the default.
 EXAMPLES = {"api_keys", "environment", "redis_url", "trusted_proxies", "workers", "max_requests", "log_file"}
-EXAMPLES |= {"supabase_url", "supabase_service_key"}
+EXAMPLES |= {"grpc_port", "supabase_url", "supabase_service_key"}
 PROGRAM = "/opt/onequota/venv/bin/onequota"
 
 

@@ -1,0 +1,47 @@
+"""Where gRPC cannot be served, that is said at once, in one line, with what to do."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from running import command, environment
+
+from service import grpc
+from service.errors import ConfigurationError
+
+
+def test_a_missing_package_is_told_with_the_command_that_brings_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    grpc.check()
+    monkeypatch.setattr(grpc, "_MODULES", ("grpc", "no_such.package"))
+    with pytest.raises(ConfigurationError, match=r"gRPC .* missing here: pip install 'onequota\[grpc\]'"):
+        grpc.check()
+
+
+def test_windows_is_told_what_to_leave_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "win32")
+    with pytest.raises(ConfigurationError, match="leave out --grpc-port"):
+        grpc.check()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX")
+def test_a_port_that_is_taken_is_told_by_the_option_it_came_from(tmp_path: Path) -> None:
+    import socket
+
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        done = subprocess.run(
+            command("serve", "--port", "0", "--grpc-port", port), cwd=tmp_path, env=environment(),
+            capture_output=True, text=True, timeout=60, check=False,
+        )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr == (
+        f"onequota: port {port} on 127.0.0.1 is in use: stop what listens there or choose another with --grpc-port\n"
+    )
+
+
+def test_the_parent_loads_none_of_it() -> None:
+    """It could not be forked or replaced as cheaply."""
+    program = "import sys, service.server; service.server.grpc.check(); sys.exit('grpc' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], env=environment(), timeout=60, check=False)
+    assert done.returncode == 0
