@@ -31,6 +31,7 @@ validation, before dependencies.
     callers.py      who may ask it, and for what: API keys
     routes/         what the service answers: one noun a file
     errors.py       one tree of errors, and problem+json
+    client/         asks a running service from Python: blocking and awaited, with an answer while it is away
     limits/
       limiter.py    slowapi's Limiter, awaited; the only file that names slowapi
       gate.py       the middleware: walks the way above and decides nothing itself

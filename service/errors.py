@@ -7,6 +7,9 @@
     ├── InvalidInput         a caller's value is wrong; names the field; nothing was charged
     │   └── NoIdentity       a key function found nobody to charge
     ├── StoreUnavailable     no answer from Redis within the deadline
+    ├── ServiceUnavailable   no usable answer from the onequota service that was asked (client)
+    ├── AccessDenied         that service wants another API key, or one that may ask this (client)
+    ├── OverLimit            whoever was to wait for a limit does not pass, or not soon enough (client)
     └── DatabaseUnavailable  no answer from Supabase; also an HTTPException, which an app answers with 503
         └── DatabaseTimeout  it was too slow: 504
 
@@ -16,9 +19,12 @@ A refused request is not an error: it is a `Decision` whose `allowed` is false.
 import json
 import math
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from starlette.exceptions import HTTPException
+
+if TYPE_CHECKING:
+    from service.client.answer import Answer
 
 QUOTA_EXCEEDED = "https://iana.org/assignments/http-problem-types#quota-exceeded"
 REDUCED_CAPACITY = "https://iana.org/assignments/http-problem-types#temporary-reduced-capacity"
@@ -73,6 +79,34 @@ class NoIdentity(InvalidInput):
 
 class StoreUnavailable(OnequotaError):
     """Redis did not answer within the deadline, or refused to. Callers are told 503, never 429 or 500."""
+
+
+class ServiceUnavailable(OnequotaError):
+    """The service did not answer within the deadline, or not usably. Whether a charge was made may not be known.
+
+    Attributes:
+        retry_after_s: When it wants to be asked again, seconds; None = it did not say.
+    """
+
+    def __init__(self, message: str, *, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class AccessDenied(OnequotaError):
+    """The service refuses the API key, or what was asked with it. Nothing was charged."""
+
+
+class OverLimit(OnequotaError):
+    """It does not pass, or not within the time that may be waited. Nothing was charged.
+
+    Attributes:
+        answer: The last answer: `answer.retry_after` says when to come again.
+    """
+
+    def __init__(self, message: str, answer: "Answer") -> None:
+        super().__init__(message)
+        self.answer = answer
 
 
 class DatabaseUnavailable(OnequotaError, HTTPException):

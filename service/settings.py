@@ -363,6 +363,16 @@ def supabase_from_env() -> tuple[str | None, str | None]:
     return os.environ.get("SUPABASE_URL") or None, os.environ.get("SUPABASE_SERVICE_KEY") or None
 
 
+def service_url_from_env() -> str | None:
+    """ONEQUOTA_URL, unchecked: the service that commands and clients ask; None when it is not set, or empty."""
+    return os.environ.get(f"{PREFIX}URL") or None
+
+
+def api_key_from_env() -> str | None:
+    """ONEQUOTA_API_KEY, unchecked: what they ask it with; None when it is not set, or empty."""
+    return os.environ.get(f"{PREFIX}API_KEY") or None
+
+
 def working_directory() -> str:
     """Where this process was started, by the name the shell knows: a link to the latest release stays one."""
     named = os.environ.get("PWD", "")

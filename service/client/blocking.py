@@ -1,0 +1,233 @@
+"""The client for code that blocks; safe across threads."""
+
+import contextlib
+import functools
+import inspect
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Any, ParamSpec, Self, TypeVar
+
+import httpx2 as httpx
+import tenacity
+
+from service.client import wire
+from service.client.answer import Answer
+from service.client.attempts import Attempts
+from service.client.away import Away, WhenAway
+from service.client.carrying import Carriage, request
+from service.client.question import Check, DomainCheck, Pairs, Question
+from service.client.waiting import MAX_WAIT_S, KeyOf, Turn, pause_s
+from service.client.wire import Call
+from service.errors import ConfigurationError, ServiceUnavailable
+
+P = ParamSpec("P")
+R = TypeVar("R")
+T = TypeVar("T")
+
+
+class Client:
+    """Asks a onequota service. Keeps its connections: close it, or use it in a `with` statement.
+
+    Args:
+        url, api_key, deadline_s, attempts, connections, verify: Of `Carriage`.
+        when_away: What `check` and `limit` answer while the service is away, each marked `degraded`: "local" counts in
+            this process, "allow", "deny"; "raise" = ServiceUnavailable.
+        processes: For "local": how many processes ask for the same keys; each admits its share.
+    """
+
+    def __init__(
+        self,
+        url: str | None = None,
+        *,
+        api_key: str | None = None,
+        deadline_s: float = 1.0,
+        attempts: int = 3,
+        when_away: WhenAway = "local",
+        processes: int = 1,
+        connections: int = 20,
+        verify: Any = True,
+    ) -> None:
+        self._carriage = Carriage(url, api_key, deadline_s, attempts, connections, verify)
+        self._away = Away(when_away, processes)
+        self._http = httpx.Client(**self._carriage.options)
+
+    # ── asking ───────────────────────────────────────────────────────────────────────────────────────────────
+
+    def check(
+        self,
+        key: str,
+        limits: str,
+        *,
+        cost: int = 1,
+        algorithm: str | None = None,
+        burst: int | None = None,
+        peek: bool = False,
+        idempotency_key: str | None = None,
+    ) -> Answer:
+        """One decision by limits that are brought along.
+
+        Args:
+            key, limits, cost, algorithm, burst, peek: Of `Check`.
+            idempotency_key: Asked again with it within 24 hours, the first answer comes again and nothing is charged.
+                Only a check that has one is sent again where it may have been charged before its answer was lost.
+
+        Raises: as `decide`.
+        """
+        question = Check(key, limits, algorithm, cost, burst, peek)
+        [answer] = self.decide([question], idempotency_key=idempotency_key)
+        return answer
+
+    def check_domain(
+        self, domain: str, *descriptors: Pairs, cost: int = 1, peek: bool = False, idempotency_key: str | None = None
+    ) -> Answer:
+        """One decision by the service's catalog: `client.check_domain("chat", {"user": "alice"})`."""
+        question = DomainCheck.of(domain, *descriptors, cost=cost, peek=peek)
+        [answer] = self.decide([question], idempotency_key=idempotency_key)
+        return answer
+
+    def peek(self, key: str, limits: str, *, algorithm: str | None = None, burst: int | None = None) -> Answer:
+        """Look without spending. Raises as `decide`."""
+        return self.check(key, limits, algorithm=algorithm, burst=burst, peek=True)
+
+    def decide(self, questions: Sequence[Question], *, idempotency_key: str | None = None) -> list[Answer]:
+        """Up to 1,000 decisions that each stand alone, in one call; in the order of the questions.
+
+        Raises:
+            InvalidInput: A value is wrong: names the field, as `checks[17].cost`; nothing was charged.
+            AccessDenied: The service wants another API key; nothing was charged.
+            ServiceUnavailable: No answer, and `when_away` is "raise".
+        """
+        if not questions:
+            return []
+        try:
+            answers = self._carry(wire.check(questions, idempotency_key))
+        except ServiceUnavailable as error:
+            return self._away.instead(questions, error)
+        self._away.learn(questions, answers)
+        return answers
+
+    def refund(self, question: Question, *, idempotency_key: str | None = None) -> Answer:
+        """Give back what a question like this one was charged.
+
+        Raises:
+            InvalidInput, AccessDenied: as `decide`.
+            ServiceUnavailable: No answer, whatever `when_away` says.
+        """
+        return self._carry(wire.refund(question, idempotency_key or str(uuid.uuid4())))
+
+    # ── waiting ──────────────────────────────────────────────────────────────────────────────────────────────
+
+    def limit(
+        self,
+        key: KeyOf,
+        limits: str,
+        *,
+        cost: int = 1,
+        algorithm: str | None = None,
+        burst: int | None = None,
+        max_wait_s: float | None = MAX_WAIT_S,
+        wait: bool = True,
+    ) -> "Turnstile":
+        """Waits until it passes: `with client.limit("alice", "10/minute"): ...`, or as a decorator.
+
+        Args:
+            key: Who is charged; as a decorator also a function of the decorated function's arguments.
+            limits, cost, algorithm, burst: Of `Check`.
+            max_wait_s: How long may be waited, seconds; None = for ever.
+            wait: False = not at all.
+
+        Raises:
+            OverLimit: On entering: it never passes, or not in time; nothing was charged.
+        """
+        turn = Turn(lambda who: Check(who, limits, algorithm, cost, burst), key, max_wait_s, wait)
+        return Turnstile(self, turn)
+
+    def limit_domain(
+        self,
+        domain: str,
+        *descriptors: Pairs,
+        cost: int = 1,
+        max_wait_s: float | None = MAX_WAIT_S,
+        wait: bool = True,
+    ) -> "Turnstile":
+        """As `limit`, by the service's catalog."""
+        question = DomainCheck.of(domain, *descriptors, cost=cost)
+        return Turnstile(self, Turn(lambda _: question, "", max_wait_s, wait))
+
+    def wait_for(self, question: Question, *, max_wait_s: float | None = MAX_WAIT_S, wait: bool = True) -> Answer:
+        """Ask until it passes. Raises OverLimit."""
+        began_s = time.monotonic()
+        while True:
+            [answer] = self.decide([question])
+            if answer.allowed:
+                return answer
+            time.sleep(pause_s(answer, time.monotonic() - began_s, max_wait_s, wait=wait))
+
+    # ── carrying ─────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _carry(self, call: Call[T]) -> T:
+        with self._carriage.attempts(call) as attempts:
+            for attempt in tenacity.Retrying(**attempts.rules):
+                with attempt:
+                    return self._attempt(call, attempts)
+        raise AssertionError("tenacity ends by returning or raising")
+
+    def _attempt(self, call: Call[T], attempts: Attempts) -> T:
+        try:
+            response = self._http.send(self._http.build_request(**request(call, attempts.left_s)), stream=True)
+            with contextlib.closing(response):
+                body = b""
+                for part in response.iter_bytes():
+                    body += part
+                    if attempts.over:  # httpx's timeout is for each read: an answer that trickles would have no end
+                        raise httpx.ReadTimeout("")
+        except httpx.RequestError as error:
+            unanswered = self._carriage.told(error)
+        else:
+            return wire.result(call, response.status_code, response.headers, body)
+        raise unanswered  # out here, so that it does not carry httpx's, which holds the API key
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class Turnstile:
+    """Lets through what a limit admits, one turn a time it is entered. May be used again, and by many threads."""
+
+    def __init__(self, client: Client, turn: Turn) -> None:
+        self._client = client
+        self._turn = turn
+
+    def _pass(self, question: Question) -> Answer:
+        return self._client.wait_for(question, max_wait_s=self._turn.max_wait_s, wait=self._turn.wait)
+
+    def __enter__(self) -> Answer:
+        return self._pass(self._turn.asked())
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """What was charged stays charged."""
+
+    def __call__(self, function: Callable[P, R]) -> Callable[P, R]:
+        """Every call of the function takes a turn first."""
+        if inspect.iscoroutinefunction(function):
+            raise ConfigurationError(f"{function.__qualname__} is a coroutine function: use AsyncClient's limit")
+
+        @functools.wraps(function)
+        def limited(*args: P.args, **kwargs: P.kwargs) -> R:
+            self._pass(self._turn.asked_by(function, args, kwargs))
+            return function(*args, **kwargs)
+
+        return limited
