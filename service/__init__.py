@@ -5,7 +5,7 @@ validation, before dependencies.
 
     socket → shield → gate ─────────────────────────────────────────────→ route → response
              guard    │ match:     which route will take it (limits/match.py)      ↑ headers
-             shedding │ identity:  who asks (limits/identity.py)                   │
+             shedding │ identity:  who asks (limits/identity/)                     │
              deadline │ plan:      which limits apply, compiled once per route (limits/plan.py)
                       │ engine:    one script, all limits, all or nothing ⇄ Redis  │
                       └ decision:  allowed? remaining, reset, retry ───────────────┘
@@ -38,7 +38,8 @@ validation, before dependencies.
       decorator.py  the same where no gate stands: wrapped functions, Depends(limiter.quota(...))
       passage.py    what both do with one request: charge it, let it through with headers, or refuse it
       match.py      request → route, known before the framework routes
-      identity.py   request → who asks; trusted proxies
+      identity/     request → who asks: address, API key, token, header, and combinations; trusted proxies
+      calling.py  · how a user's function is called
       plan.py     · (route, method) → charges
       engine.py     charges → decision, per event loop
         lane.py     one queue and its one call under way: shared calls, deadlines

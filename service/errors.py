@@ -5,11 +5,13 @@
     │   ├── InvalidLimit     a limit string, algorithm or burst that cannot be meant
     │   └── InvalidCatalog   a catalog file: file, line and column of all that is wrong (limits/catalog)
     ├── InvalidInput         a caller's value is wrong; names the field; nothing was charged
-    │   └── NoIdentity       a key function found nobody to charge
+    │   └── NoIdentity       a key function found nobody to charge: 400
+    │       └── Unauthenticated  nor a credential that would have told: 401
     ├── StoreUnavailable     no answer from Redis within the deadline
     ├── ServiceUnavailable   no usable answer from the onequota service that was asked (client)
     ├── AccessDenied         that service wants another API key, or one that may ask this (client)
     ├── OverLimit            whoever was to wait for a limit does not pass, or not soon enough (client)
+    ├── IdentityUnavailable  who asks cannot be told now: the keys of tokens cannot be had
     └── DatabaseUnavailable  no answer from Supabase; also an HTTPException, which an app answers with 503
         └── DatabaseTimeout  it was too slow: 504
 
@@ -75,6 +77,22 @@ class InvalidInput(OnequotaError, ValueError):
 
 class NoIdentity(InvalidInput):
     """A key function returned nothing: there is nobody to charge, so the request is refused with 400."""
+
+
+class Unauthenticated(NoIdentity):
+    """There is no credential to charge, or none that holds: 401.
+
+    Attributes:
+        challenge: What the answer's `WWW-Authenticate` says.
+    """
+
+    def __init__(self, field: str, reason: str, challenge: str) -> None:
+        super().__init__(field, reason)
+        self.challenge = challenge
+
+
+class IdentityUnavailable(OnequotaError):
+    """Who asks cannot be told at the moment, so nobody can be charged. Callers are told 503."""
 
 
 class StoreUnavailable(OnequotaError):

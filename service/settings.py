@@ -22,6 +22,11 @@ from service.errors import ConfigurationError
 
 PREFIX = "ONEQUOTA_"
 
+IDENTITY_SECRET = f"{PREFIX}IDENTITY_SECRET"
+
+UNIX_PEERS = "unix:"
+"""Among the trusted proxies: whoever connects by a unix socket."""
+
 HANDOVER = f"{PREFIX}HANDOVER"
 PROBE = "probe"
 """Value of HANDOVER: start as far as it can be known that it would work, and no further."""
@@ -108,7 +113,7 @@ def _items(value: object) -> object:
 
 
 def _networks(items: tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(str(_network(item)) for item in items)
+    return tuple(item if item == UNIX_PEERS else str(_network(item)) for item in items)
 
 
 def _network(item: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
@@ -171,7 +176,7 @@ class Settings(BaseSettings):
         header_timeout_s: How long a client may take to send a request's header, seconds; 0 = for ever.
         health_paths: Paths that are never shed.
         redis_timeout_ms: Deadline of one decision, milliseconds.
-        trusted_proxies: Networks whose X-Forwarded-For is believed, canonical CIDR.
+        trusted_proxies: Networks whose X-Forwarded-For is believed, canonical CIDR; `unix:` = unix sockets.
         check_limit: Limit string that guards /v1/check per caller's address; read by `service.app`.
         api_keys: Who may ask the service, and for what; None = everybody, everything. Read by `service.callers`.
         miss_limit: Requests without a good key that an address is told so; more are 429.
@@ -182,6 +187,9 @@ class Settings(BaseSettings):
         log_file_mb: Size at which it is rotated, megabytes; five old ones are kept.
         access_log: A line a request; None = the command decides.
         supabase_url, supabase_service_key: Of the Supabase project; None = none.
+        supabase_jwt_secret: What its HS256 tokens are signed with; read by `identity.jwt_subject`.
+        jwks_url, jwt_issuer: Whose tokens with public keys are believed; None = those of `supabase_url`.
+        identity_secret: What digests of API keys are made with; the same for all workers of all hosts.
     """
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, populate_by_name=True, hide_input_in_errors=True)
@@ -236,6 +244,11 @@ class Settings(BaseSettings):
     access_log: bool | None = Field(default=None, description="true or false")
     supabase_url: str | None = Field(default=None, validation_alias="SUPABASE_URL", repr=False)
     supabase_service_key: SecretStr | None = Field(default=None, validation_alias="SUPABASE_SERVICE_KEY", repr=False)
+
+    supabase_jwt_secret: SecretStr | None = Field(default=None, validation_alias="SUPABASE_JWT_SECRET", repr=False)
+    jwks_url: str | None = Field(default=None, repr=False, description="a URL of a JWKS document")
+    jwt_issuer: str | None = Field(default=None, description="the iss of tokens that are believed")
+    identity_secret: SecretStr | None = Field(default=None, repr=False, description="a secret")
 
     @classmethod
     def settings_customise_sources(
@@ -371,6 +384,26 @@ def service_url_from_env() -> str | None:
 def api_key_from_env() -> str | None:
     """ONEQUOTA_API_KEY, unchecked: what they ask it with; None when it is not set, or empty."""
     return os.environ.get(f"{PREFIX}API_KEY") or None
+
+
+def jwt_from_env() -> tuple[str | None, str | None, str | None]:
+    """(secret of HS256, JWKS URL, issuer) of the tokens that are believed, unchecked; None for each that is not set.
+
+    SUPABASE_JWT_SECRET, ONEQUOTA_JWKS_URL and ONEQUOTA_JWT_ISSUER; the last two are else the ones of SUPABASE_URL.
+    """
+    secret = os.environ.get("SUPABASE_JWT_SECRET") or None
+    keys, issuer = (os.environ.get(f"{PREFIX}{name}") or None for name in ("JWKS_URL", "JWT_ISSUER"))
+    project = os.environ.get("SUPABASE_URL")
+    if project:
+        auth = f"{project.rstrip('/')}/auth/v1"
+        issuer = issuer or (auth if keys is None else None)
+        keys = keys or f"{auth}/.well-known/jwks.json"
+    return secret, keys, issuer
+
+
+def identity_secret_from_env() -> str | None:
+    """ONEQUOTA_IDENTITY_SECRET, unchecked; None when it is not set, or empty."""
+    return os.environ.get(IDENTITY_SECRET) or None
 
 
 def working_directory() -> str:

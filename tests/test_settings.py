@@ -235,6 +235,22 @@ def test_a_proxy_that_is_no_network_or_everyone_is_refused(
     assert told in refused()
 
 
+def test_a_proxy_may_connect_by_a_unix_socket(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ONEQUOTA_TRUSTED_PROXIES", "unix:, 10.0.0.0/8")
+    assert load().trusted_proxies == ("unix:", "10.0.0.0/8")
+
+
+def test_what_tokens_and_keys_are_checked_with_is_read_and_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ("SUPABASE_JWT_SECRET", "ONEQUOTA_IDENTITY_SECRET", "ONEQUOTA_JWKS_URL")
+    for name in names:
+        monkeypatch.setenv(name, "hunter2")
+    said = load()
+    assert said.supabase_jwt_secret is not None and said.identity_secret is not None
+    assert said.supabase_jwt_secret.get_secret_value() == said.identity_secret.get_secret_value() == said.jwks_url
+    assert "hunter2" not in repr(said)
+    assert said.as_environment() == {"ONEQUOTA_JWKS_URL": "hunter2"}
+
+
 def test_a_worker_reads_from_the_exported_environment_what_its_parent_decided(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

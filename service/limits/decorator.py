@@ -19,10 +19,11 @@ from starlette.requests import ClientDisconnect, HTTPConnection, Request
 from starlette.responses import Response
 from starlette.websockets import WebSocket
 
-from service.errors import ConfigurationError, InvalidInput, StoreUnavailable
+from service.errors import ConfigurationError, IdentityUnavailable, InvalidInput, StoreUnavailable
+from service.limits.calling import is_coroutine
 from service.limits.decision import Decision
 from service.limits.passage import ADMITTED, Admission, admissions, admit, deduct, fault, refusal
-from service.limits.plan import Rule, is_coroutine
+from service.limits.plan import Rule
 
 if TYPE_CHECKING:
     from service.limits.limiter import Limiter
@@ -75,7 +76,7 @@ async def _charge(
         )
     try:
         admission = await admit(limiter, plan, scope, connection=connection)
-    except (StoreUnavailable, InvalidInput) as error:
+    except (StoreUnavailable, IdentityUnavailable, InvalidInput) as error:
         raise _answer(fault(error), connection) from error
     except ClientDisconnect:
         raise _answer(Response(status_code=400), connection) from None  # nobody reads it

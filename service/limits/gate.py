@@ -17,7 +17,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.errors import ConfigurationError, InvalidInput, OnequotaError, StoreUnavailable
+from service.errors import ConfigurationError, IdentityUnavailable, InvalidInput, OnequotaError, StoreUnavailable
 from service.limits.match import METHODS, Place, Table
 from service.limits.passage import (
     ADMITTED,
@@ -79,7 +79,7 @@ class Gate:
             receive = _Replay(receive, limiter.body_cap_bytes)
         try:
             admission = await admit(limiter, plan, scope, receive)
-        except (StoreUnavailable, InvalidInput) as error:
+        except (StoreUnavailable, IdentityUnavailable, InvalidInput) as error:
             await self._answer(fault(error), scope, receive, send)
             return
         except ClientDisconnect:  # hung up while a function read the body

@@ -23,6 +23,7 @@ from starlette.responses import Response
 from service.errors import ConfigurationError, InvalidInput, StoreUnavailable
 from service.limits import headers, keys
 from service.limits.algorithms import ALGORITHMS
+from service.limits.calling import ask
 from service.limits.decision import CHARGE, LOOK, Ask, Charge, Decision, TokenAsk
 from service.limits.decorator import Again, Quota, layers, named, original, quotas, wrap, wraps
 from service.limits.engine import DEADLINE_S, Engine
@@ -31,7 +32,7 @@ from service.limits.identity import Addresses, client_address
 from service.limits.limit import Limit, rate_limit_item
 from service.limits.match import METHODS, Place
 from service.limits.passage import handler_of, log
-from service.limits.plan import UNMATCHED, Plan, Rule, ask, compose, outside
+from service.limits.plan import UNMATCHED, Plan, Rule, compose, outside
 from service.limits.stores import MemoryStore, opener
 from service.limits.token import token
 from service.settings import redis_deadline_from_env, redis_url_from_env, several_workers, trusted_proxies_from_env
@@ -248,6 +249,11 @@ class Limiter(slowapi.Limiter):
         key_func = more.pop("key_func", None) or self._key_func
         if key_func in (get_ipaddr, get_remote_address):
             key_func = client_address  # the first believes a header that clients write, the second no proxy at all
+        if getattr(key_func, "needs_proxies", False) and not self.addresses.trusting:
+            raise ConfigurationError(
+                f"{key_func!r} believes trusted proxies only, and there are none: "
+                "Limiter(trusted_proxies=[...]) or ONEQUOTA_TRUSTED_PROXIES"
+            )
         found: Any = limit_value
         if not callable(limit_value):
             found = Limit.parse(limit_value, algorithm=strategy, burst=burst, name=name)

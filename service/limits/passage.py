@@ -18,17 +18,20 @@ from service.errors import (
     PROBLEM_JSON,
     QUOTA_EXCEEDED,
     REDUCED_CAPACITY,
+    IdentityUnavailable,
     InvalidInput,
     NoIdentity,
     OnequotaError,
     StoreUnavailable,
+    Unauthenticated,
     problem,
 )
 from service.limits import headers
+from service.limits.calling import ask, is_coroutine
 from service.limits.decision import GIVE_BACK, Ask, Charge, Decision
 from service.limits.identity import ADDRESSES
 from service.limits.limit import rate_limit_item
-from service.limits.plan import Plan, Rule, ask, is_coroutine
+from service.limits.plan import Plan, Rule
 from service.logs import events
 
 if TYPE_CHECKING:
@@ -93,6 +96,7 @@ async def admit(
 
     Raises:
         InvalidInput: A key or a cost is wrong; nothing was charged.
+        IdentityUnavailable: Who asks cannot be told at the moment.
         StoreUnavailable: Nobody could decide.
     """
     rules, asked = plan.rules, None
@@ -241,22 +245,32 @@ _last_warning = 0.0
 
 
 def fault(error: OnequotaError) -> Response:
-    """The answer when nobody could be charged: 503 without a store, 400 without an identity, else 422."""
+    """The answer when nobody could be charged: 503 without a store, 400 or 401 without an identity, else 422."""
     global _last_warning  # noqa: PLW0603
+    if isinstance(error, IdentityUnavailable):  # logged where it is known why
+        return _away()
     if isinstance(error, StoreUnavailable):
         now = time.monotonic()
         if now - _last_warning > 1:  # an outage is one line a second, not one a request
             _last_warning = now
             log.warning("store_unavailable", error=error)
-        response = problem_response(
-            503, "Rate limits cannot be checked at the moment; try again shortly", type_=REDUCED_CAPACITY
-        )
-        response.headers["retry-after"] = "1"
-        return response
+        return _away()
     if not isinstance(error, InvalidInput):
         raise error
-    status = 400 if isinstance(error, NoIdentity) else 422
-    return problem_response(status, str(error), extra={"errors": [{"field": error.field, "reason": error.reason}]})
+    status = 401 if isinstance(error, Unauthenticated) else 400 if isinstance(error, NoIdentity) else 422
+    extra = {"errors": [{"field": error.field, "reason": error.reason}]}
+    response = problem_response(status, str(error), extra=extra)
+    if isinstance(error, Unauthenticated):
+        response.headers["www-authenticate"] = error.challenge
+    return response
+
+
+def _away() -> Response:
+    response = problem_response(
+        503, "Rate limits cannot be checked at the moment; try again shortly", type_=REDUCED_CAPACITY
+    )
+    response.headers["retry-after"] = "1"
+    return response
 
 
 async def deny(response: Response, scope: Scope, receive: Receive, send: Send) -> None:

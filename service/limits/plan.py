@@ -5,25 +5,26 @@ the route's own, and the defaults where the route does not override them. Where 
 request (no callables but the key function), the plan carries ready-made parts of the keys: `Plan.ready`.
 """
 
-import functools
-import inspect
 import math
 import operator
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 from starlette.requests import HTTPConnection
 
-from service.errors import ConfigurationError, InvalidInput, InvalidLimit, NoIdentity
+from service.errors import ConfigurationError, InvalidInput, InvalidLimit, NoIdentity, Unauthenticated
 from service.limits import keys
 from service.limits.algorithms import ALGORITHMS
+from service.limits.calling import ask, is_coroutine, wants
 from service.limits.decision import Ask, Charge
-from service.limits.identity import client_address
+from service.limits.identity import Vouched, client_address
 from service.limits.limit import Limit
 
 MOST_KEPT = 4096
+LONGEST_KEPT = 256
+"""Characters of the identities whose asks are kept: clients may choose them, and memory must not grow with that."""
 APPLICATION = "app"
 UNMATCHED = "unmatched"
 """The scope all requests share that match no route."""
@@ -153,9 +154,10 @@ class Plan:
         object.__setattr__(self, "ready", ready)
         object.__setattr__(self, "rules", [part.rule for part in ready or ()])
         object.__setattr__(self, "key_func", key_func)
-        object.__setattr__(self, "key_takes", len(_wanted(key_func)))
+        object.__setattr__(self, "key_takes", len(wants(key_func)))
         object.__setattr__(self, "by_address", ready is not None and key_func is client_address)
-        reads = not self.by_address and (ready is None or self.key_takes > 0)
+        reads = ready is None or (self.key_takes > 0 and getattr(key_func, "reads_body", True))
+        reads = reads and not self.by_address
         object.__setattr__(self, "reads", reads)
         object.__setattr__(self, "asked", {})
         object.__setattr__(self, "deducts", any(rule.deduct_when is not None for rule, _ in self.entries))
@@ -173,12 +175,12 @@ class Plan:
 
     def ask_ready(self, key: object) -> Ask:
         """What a `ready` plan asks for one key; the last few thousand are kept. Raises NoIdentity."""
-        found = self.asked.get(key) if type(key) is str else None
+        found = self.asked.get(key) if type(key) is str or type(key) is Vouched else None
         if found is None:
             who = identity(key, self.key_func)
             assert self.ready is not None
             found = Ask([Charge(limit, head + who + tail, cost) for _, limit, head, tail, cost in self.ready])
-            if type(key) is str:
+            if (type(key) is str or type(key) is Vouched) and len(key) <= LONGEST_KEPT:
                 if len(self.asked) >= MOST_KEPT:
                     self.asked.clear()
                 self.asked[key] = found
@@ -217,6 +219,9 @@ def identity(key: object, key_func: Callable[..., Any]) -> bytes:
     text = key if isinstance(key, str) else "" if key is None or key is False else str(key)
     if not text:
         name = getattr(key_func, "__qualname__", repr(key_func))
+        challenge = getattr(key_func, "challenge", None)
+        if challenge is not None:
+            raise Unauthenticated("key", "this needs a credential, and there is none that holds", challenge)
         raise NoIdentity("key", f"{name} found nobody to charge this request to; it answered {key!r}")
     return keys.who(text)
 
@@ -231,46 +236,6 @@ def whole(cost: object) -> int:
         return operator.index(cost)  # type: ignore[arg-type]
     except TypeError:
         raise InvalidInput("cost", f"{cost!r} is not a number of units") from None
-
-
-def is_coroutine(function: object) -> bool:
-    """Whether calling it answers an awaitable: coroutine functions, partials and objects of such."""
-    while isinstance(function, functools.partial):
-        function = function.func
-    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
-        getattr(function, "__call__", None)  # noqa: B004
-    )
-
-
-async def ask(function: Callable[..., Any], connection: HTTPConnection, key: object = None) -> Any:
-    """Call a user's function with what its signature asks for: nothing, the key, or the request."""
-    wanted = _wanted(function)
-    answer = function(*(key if name == "key" else connection for name in wanted))
-    return await answer if isinstance(answer, Awaitable) else answer
-
-
-@lru_cache(maxsize=4096)
-def _wanted(function: Callable[..., Any]) -> tuple[str, ...]:
-    """("request",), ("key",) or (): the one positional argument the function must or, by its name, would get."""
-    try:
-        parameters: Mapping[str, inspect.Parameter] = inspect.signature(function).parameters
-    except (TypeError, ValueError):
-        return ("request",)
-    known = [name for name in ("request", "key") if name in parameters]
-    needed = [
-        name
-        for name, parameter in parameters.items()
-        if parameter.default is parameter.empty
-        and parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
-    ]
-    if len(needed) > 1:
-        raise ConfigurationError(
-            f"{getattr(function, '__qualname__', function)} takes {len(needed)} arguments; "
-            "the limiter passes one, the request"
-        )
-    if "key" in needed or (not needed and known == ["key"]):
-        return ("key",)
-    return ("request",) if needed or "request" in known else ()
 
 
 def compose(

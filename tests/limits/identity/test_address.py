@@ -88,6 +88,25 @@ def test_behind_a_trusted_proxy_the_rightmost_untrusted_entry_is_the_client(chai
     assert seen(PROXIES, "10.0.0.1", ("x-forwarded-for", chain)) == who
 
 
+@pytest.mark.parametrize(("trusted", "who"), [(["unix:"], "203.0.113.7"), (["10.0.0.0/8"], NOBODY), ([], NOBODY)])
+@pytest.mark.parametrize("peer", [None, ""])
+def test_a_proxy_on_a_unix_socket_is_believed_if_it_is_named(trusted, peer, who):
+    """nginx on the same machine; a peer that does not even say where it is, is none."""
+    scope = {"type": "http", "client": peer, "headers": [(b"x-forwarded-for", b"6.6.6.6, 203.0.113.7")]}
+    assert Addresses(trusted).of(scope) == who
+    assert str(Addresses(trusted).address(scope)) == ("None" if who == NOBODY else who)
+    assert Addresses(trusted).of({**scope, "headers": []}) == NOBODY
+    assert Addresses(trusted).of({**scope, "client": ("testclient", 1)}) == NOBODY
+
+
+def test_the_whole_address_is_known_beside_the_identity():
+    """Lists of networks may be finer than a /64."""
+    scope = {"type": "http", "client": ("10.0.0.1", 1), "headers": [(b"x-forwarded-for", b"2001:db8::5")]}
+    assert str(Addresses(["10.0.0.0/8"]).address(scope)) == "2001:db8::5"
+    assert str(Addresses([]).address(scope)) == "10.0.0.1"
+    assert Addresses([]).address({**scope, "client": ("testclient", 1)}) is None
+
+
 def test_several_header_lines_are_one_list_in_their_order():
     """RFC 9110: a proxy may add a line instead of an entry; the last line's last entry is the nearest hop."""
     lines = [("x-forwarded-for", "1.1.1.1"), ("x-forwarded-for", "203.0.113.7, 10.0.0.2")]

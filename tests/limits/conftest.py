@@ -1,0 +1,1 @@
+"""Beside `driving`, which the tests in the folders below use too."""
