@@ -4,8 +4,8 @@ redis-py retries failed commands by default; a retried charge is a double charge
 thing replayed is NOSCRIPT, which says that nothing was run.
 """
 
+import asyncio
 import hashlib
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -80,7 +80,7 @@ class RedisStore:
 
     async def _connected(self) -> Any:
         """The connection of this store: redis-py's, without its client, whose every call costs twice as much."""
-        now_s = time.monotonic()
+        now_s = asyncio.get_running_loop().time()
         connection = self._connection
         if connection is not None and now_s - self._used_s > IDLE_S:
             try:
