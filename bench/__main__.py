@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from bench import exact, hangups, tax, trust
+from bench import exact, hangups, simulation, tax, trust
 from bench.processes import ROOT, Cpus, MissingError
 from bench.service import NotStartedError
 from service.limits.algorithms import ALGORITHMS
@@ -103,6 +103,20 @@ def _hangups(
     with _told():
         report = hangups.measure(names, size, stock=stock, tell=lambda row: None if as_json else typer.echo(row.text()))
     typer.echo(json.dumps(report.data()) if as_json else report.verdict())
+    if report.broken:
+        raise typer.Exit(1)
+
+
+@app.command("simulate")
+def _simulate(
+    *,
+    seeds: Annotated[int, typer.Option(min=1, help="How many runs.")] = 1_000,
+    first: Annotated[int, typer.Option("--seed", min=0, help="The first of them.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Fleets in virtual time, with all that can go wrong; a seed is a run, the same every time."""
+    report = simulation.simulate(range(first, first + seeds), tell=lambda run: typer.echo(run.text(), err=True))
+    typer.echo(json.dumps(report.data()) if as_json else report.text())
     if report.broken:
         raise typer.Exit(1)
 
