@@ -30,6 +30,7 @@ validation, before dependencies.
     app.py          create_app(settings): the service, wired
     callers.py      who may ask it, and for what: API keys
     routes/         what the service answers: one noun a file
+      raw.py        hot routes: answered before the framework sees them
     errors.py       one tree of errors, and problem+json
     client/         asks a running service from Python: blocking and awaited, with an answer while it is away
     limits/

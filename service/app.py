@@ -15,6 +15,7 @@ from service.limits import Limiter, identity
 from service.limits.passage import problem_response
 from service.listener import for_grpc
 from service.routes import check, health
+from service.routes.raw import HotApp
 from service.settings import Settings
 
 DESCRIPTION = "May this caller do this now? One exact quota for every worker of every host."
@@ -48,7 +49,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             yield
         await limiter.aclose()
 
-    app = FastAPI(
+    app = HotApp(
         title="onequota",
         description=DESCRIPTION,
         version=health.VERSION,
@@ -60,14 +61,13 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.callers = callers
     app.add_middleware(limiter.middleware)
     app.include_router(health.router(limiter, supabase))
-    app.include_router(check.router(limiter, settings, callers))
+    app.hot = {"/v1/check": check.Check(limiter, settings, callers)}
     describe = app.openapi
 
     def openapi() -> dict[str, Any]:
-        """FastAPI drops null members, also from examples: put ours back as the service answers them."""
+        """FastAPI's, and the hot routes it does not know."""
         description = describe()
-        answers = description["paths"]["/v1/check"]["post"]["responses"]["200"]["content"]
-        answers.update(check.OPENAPI["responses"]["200"]["content"])
+        check.describe(description)
         return description
 
     app.openapi = openapi  # type: ignore[method-assign]

@@ -191,6 +191,12 @@ def test_strangers_are_limited_by_address_and_callers_of_that_address_are_not() 
         assert client.post("/v1/check", json=CHECK, headers={"x-api-key": HEX}).status_code == 200
 
 
+def test_a_stranger_is_told_401_also_while_redis_is_away() -> None:
+    settings = Settings(redis_url="redis://127.0.0.1:1", api_keys=f"a:{HEX}:*")  # type: ignore[arg-type]
+    with TestClient(create_app(settings)) as client:
+        assert client.post("/v1/check", json=CHECK).status_code == 401
+
+
 def test_misses_are_logged_with_the_address_and_without_the_secret(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.DEBUG), client_of(f"a:{HEX}:*") as client:
         client.post("/v1/check", json=CHECK, headers={"x-api-key": OTHER})

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from service.app import create_app
@@ -180,6 +181,34 @@ def test_ready_says_what_answers(client):
     assert response.json()["store"].startswith(("redis ", "fakeredis"))
 
 
+def test_another_method_is_told_which_one_it_is(client):
+    for method in ("GET", "HEAD", "PUT", "DELETE", "OPTIONS", "PATCH"):
+        response = client.request(method, "/v1/check")
+        assert (response.status_code, response.headers["allow"]) == (405, "POST")
+
+
+def test_below_a_mount_it_is_the_same_route():
+    with TestClient(create_app(Settings(redis_url="fakeredis://", redis_timeout_ms=30_000))) as client:
+        outer = FastAPI()
+        outer.mount("/limits", client.app)
+        assert TestClient(outer).post("/limits/v1/check", json=LIMIT).json()["allowed"]
+        assert TestClient(outer).get("/limits/v1/check").status_code == 405
+
+
+def test_a_body_in_pieces_is_one_body(client):
+    def pieces():
+        yield b'{"key": "al'
+        yield b'ice", "limits": "2/minute"}'
+
+    response = client.post("/v1/check", content=pieces(), headers={"content-type": "application/json"})
+    assert response.json()["limits"][0]["remaining"] == 1
+
+
+def test_a_body_in_pieces_that_becomes_too_large_is_refused(client):
+    response = client.post("/v1/check", content=(b" " * 65_536 for _ in range(17)))
+    assert response.status_code == 413
+
+
 def test_unknown_paths_and_methods_are_problem_json(client):
     for response, status in ((client.get("/nope"), 404), (client.get("/v1/check"), 405)):
         assert response.status_code == status
@@ -200,6 +229,78 @@ def test_the_examples_of_the_description_are_true(client):
     for example in answers["examples"].values():
         for answer in example["value"].get("results", [example["value"]]):
             assert set(answer) == {"allowed", "retry_after", "limits"}
+
+
+# Asked again
+
+
+def test_a_check_that_comes_again_is_answered_as_the_first_time_and_charged_once(client):
+    first = ask(client, LIMIT, **{"idempotency-key": "8e03978e-40d5"}).json()
+    again = ask(client, LIMIT, **{"idempotency-key": "8e03978e-40d5"}).json()
+    assert again.pop("replayed") is True
+    assert again == first
+    assert remaining(client, LIMIT) == [1, 2]
+    assert ask(client, LIMIT, **{"idempotency-key": "another"}).json()["limits"][0]["remaining"] == 0
+
+
+def test_a_refusal_that_comes_again_stays_one(client):
+    for _ in range(2):
+        ask(client, LIMIT)
+    for _ in range(2):
+        assert ask(client, LIMIT, **{"idempotency-key": "r"}).json()["allowed"] is False
+
+
+def test_many_that_come_again_are_each_charged_once(client):
+    body = {"checks": [{"key": "a", "limits": "5/minute"}] * 3 + [{"key": "b", "limits": "1/minute"}]}
+    first = ask(client, body, **{"idempotency-key": "k"}).json()["results"]
+    again = ask(client, body, **{"idempotency-key": "k"}).json()["results"]
+    assert [result["limits"][0]["remaining"] for result in first] == [4, 3, 2, 0]
+    assert [result.pop("replayed") for result in again] == [True] * 4
+    assert again == first
+
+
+OTHERS = [
+    {**LIMIT, "cost": 2},
+    {"checks": [{"key": "zoe", "limits": "5/minute"}] * 3},
+    {"checks": [{"key": "zoe", "limits": "5/minute", "peek": True}] * 2 + [{"key": "zoe", "limits": "5/minute"}]},
+]
+
+
+@pytest.mark.parametrize("body", OTHERS)
+@pytest.mark.parametrize("first", [LIMIT, {"checks": [{**LIMIT, "peek": True}, LIMIT]}, {"checks": [LIMIT] * 40}])
+def test_another_body_under_a_key_is_a_422_and_charges_nothing(client, first, body):
+    assert ask(client, first, **{"idempotency-key": "k"}).status_code == 200
+    response = ask(client, body, **{"idempotency-key": "k"})
+    assert response.status_code == 422
+    assert response.json()["errors"][0]["field"] == "Idempotency-Key"
+    assert remaining(client, {"key": "zoe", "limits": "5/minute"}) == [5]
+
+
+def test_a_look_takes_no_notice_of_a_key(client):
+    for _ in range(2):
+        answer = ask(client, {**LIMIT, "peek": True}, **{"idempotency-key": "k"}).json()
+        assert "replayed" not in answer
+    assert not ask(client, LIMIT, **{"idempotency-key": "k"}).json().get("replayed")
+
+
+@pytest.mark.parametrize("key", ["", "x" * 256, "a b", "\u00e9"])
+def test_a_key_that_cannot_be_used_is_a_422_and_charges_nothing(client, key):
+    headers = {"idempotency-key": key.encode("latin-1")}
+    response = client.post("/v1/check", json=LIMIT, headers=headers)
+    assert response.status_code == 422
+    assert response.json()["errors"][0]["field"] == "Idempotency-Key"
+    assert remaining(client, LIMIT) == [2, 3]
+
+
+def test_keys_of_two_callers_do_not_meet():
+    secrets = ["0123456789abcdef" * 2, "fedcba9876543210" * 2]
+    keys = " ".join(f"caller{number}:{secret}:*" for number, secret in enumerate(secrets))
+    with TestClient(create_app(Settings(redis_url="fakeredis://", redis_timeout_ms=30_000, api_keys=keys))) as client:
+        found = [
+            ask(client, LIMIT, **{"idempotency-key": "k", "x-api-key": secret}).json()["limits"][0]["remaining"]
+            for secret in secrets
+        ]
+        assert found == [1, 0]
 
 
 def test_the_python_check_and_the_http_check_share_one_counter(redis_server):
