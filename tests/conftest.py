@@ -5,6 +5,13 @@ from servers import RedisServer
 pytest_plugins = ["pytester", "service.limits.testing"]
 
 
+@pytest.fixture(autouse=True)
+def _patience(request, monkeypatch):
+    """A machine that others use as well is no outage: decisions have five seconds, unless a test is `impatient`."""
+    if request.node.get_closest_marker("impatient") is None:
+        monkeypatch.setenv("ONEQUOTA_REDIS_TIMEOUT_MS", "5000")
+
+
 @pytest.fixture(scope="session")
 def _one_redis():
     server = RedisServer()

@@ -84,6 +84,7 @@ def test_the_environment_file_is_that_of_a_production_service(monkeypatch: pytes
     assert loaded.trusted_proxies == ("127.0.0.1/32",)
 
 
+@pytest.mark.impatient
 def test_every_variable_of_the_environment_file_exists_and_defaults_are_true(monkeypatch: pytest.MonkeyPatch) -> None:
     said = variables(commented=True)
     for name, value in said.items():

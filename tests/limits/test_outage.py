@@ -17,6 +17,8 @@ from starlette.testclient import TestClient, WebSocketDenialResponse
 from service.errors import StoreUnavailable
 from service.limits import Limiter
 
+pytestmark = pytest.mark.impatient
+
 GONE = "unix:///nonexistent/redis.sock"
 DEADLINE_S = 0.25
 SLACK_S = 0.25  # for a busy machine

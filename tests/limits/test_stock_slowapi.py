@@ -97,6 +97,7 @@ def own_redis():
 # ── Redis ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.impatient
 @BOTH
 async def test_row_1_a_paused_redis_freezes_the_loop(package, own_redis):
     """Stock: an unrelated route answers when Redis does, half a second later. Ours does not notice."""
