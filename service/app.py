@@ -36,6 +36,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         storage_uri=settings.redis_url or "memory://",
         trusted_proxies=settings.trusted_proxies,
         deadline_s=settings.redis_timeout_ms / 1000,
+        on_outage=settings.on_outage,
+        hosts=settings.hosts,
     )
     keys = settings.api_keys
     callers = known.Callers(known.parse(keys.get_secret_value()) if keys else (), limiter, settings.miss_limit)

@@ -96,7 +96,21 @@ class IdentityUnavailable(OnequotaError):
 
 
 class StoreUnavailable(OnequotaError):
-    """Redis did not answer within the deadline, or refused to. Callers are told 503, never 429 or 500."""
+    """Redis did not answer within the deadline, or refused to. Callers are told 503, never 429 or 500.
+
+    Attributes:
+        reason: Why, in a word, for logs; see `limits/stores/faults.py`.
+        maybe_done: What was asked had been sent, and may have been carried out.
+    """
+
+    def __init__(self, message: str, *, reason: str = "timeout", maybe_done: bool = True) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.maybe_done = maybe_done
+
+    def once_more(self) -> "StoreUnavailable":
+        """The same for one more waiter: an exception carries a traceback."""
+        return StoreUnavailable(str(self), reason=self.reason, maybe_done=self.maybe_done)
 
 
 class ServiceUnavailable(OnequotaError):

@@ -337,7 +337,7 @@ def _silence(url: str) -> str | None:
         ) as client:
             client.ping()
     except (redis.RedisError, OSError) as error:
-        return f"{redacted(url)} does not answer ({error}); until it does, requests are answered with 503"
+        return f"{redacted(url)} does not answer ({error}); until it does, limits answer by their on_outage"
     return None
 
 

@@ -176,6 +176,8 @@ class Settings(BaseSettings):
         header_timeout_s: How long a client may take to send a request's header, seconds; 0 = for ever.
         health_paths: Paths that are never shed.
         redis_timeout_ms: Deadline of one decision, milliseconds.
+        on_outage: What limits answer while Redis is away, unless one says otherwise: `local`, `allow` or `deny`.
+        hosts: How many hosts share the counters, this one included; `local` divides limits by it.
         trusted_proxies: Networks whose X-Forwarded-For is believed, canonical CIDR; `unix:` = unix sockets.
         check_limit: Limit string that guards /v1/check per caller's address; read by `service.app`.
         api_keys: Who may ask the service, and for what; None = everybody, everything. Read by `service.callers`.
@@ -228,6 +230,10 @@ class Settings(BaseSettings):
         "/ready",
     )
     redis_timeout_ms: Annotated[int, _whole(1, 60_000, unit="milliseconds")] = 250
+    on_outage: Annotated[Literal["local", "allow", "deny"], BeforeValidator(_lowered)] = Field(
+        default="local", description="local, allow or deny"
+    )
+    hosts: Annotated[int, _whole(1, 10_000)] = 1
     trusted_proxies: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_items), AfterValidator(_networks)] = ()
     check_limit: str = Field(default="10000000/minute", min_length=1, description="a limit such as 10000000/minute")
     api_keys: SecretStr | None = Field(default=None, repr=False)
@@ -363,6 +369,25 @@ def redis_deadline_from_env() -> float | None:
         wanted = Settings.model_fields["redis_timeout_ms"].description
         raise ConfigurationError(f"{name}={_quoted(value)}: wanted {wanted}")
     return int(value) / 1000
+
+
+def on_outage_from_env() -> str | None:
+    """ONEQUOTA_ON_OUTAGE in lower case, unchecked: whoever goes by it refuses what it does not know; None = not set."""
+    value = os.environ.get(f"{PREFIX}ON_OUTAGE")
+    return None if value is None else value.strip().lower()
+
+
+def hosts_from_env() -> int:
+    """ONEQUOTA_HOSTS, by default 1.
+
+    Raises:
+        ConfigurationError: It is set, and is no number of hosts.
+    """
+    name = f"{PREFIX}HOSTS"
+    value = os.environ.get(name, "1")
+    if not value.isdecimal() or not 1 <= int(value) <= 10_000:
+        raise ConfigurationError(f"{name}={_quoted(value)}: wanted {Settings.model_fields['hosts'].description}")
+    return int(value)
 
 
 def trusted_proxies_from_env() -> tuple[str, ...]:

@@ -1,4 +1,5 @@
-"""What the runner tells each worker: of the whole service, for whoever asks `/health`, and that it is retired.
+"""What the runner tells each worker: of the whole service, for whoever asks `/health`, which slot it has, and that it
+is retired.
 
 An endless stream should end by itself when its worker is retired, or the end of the drain will cut it:
 
@@ -34,7 +35,21 @@ class Status:
         return asdict(self)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Slot:
+    """A worker's place among its siblings; whoever replaces it has the same.
+
+    Attributes:
+        number: From 0, below the number of workers that are wanted.
+        directory: Of this service, private to it: what a slot's worker leaves there its next one finds.
+    """
+
+    number: int
+    directory: str
+
+
 _told: Status | None = None
+_slot: Slot | None = None
 _retired = False
 _stopping = False
 _besides = 0
@@ -64,6 +79,17 @@ def besides() -> int:
     return _besides
 
 
+def slot() -> Slot | None:
+    """This worker's; None in a process without our runner."""
+    return _slot
+
+
+def take(slot: Slot) -> None:
+    """Keep which slot this worker has."""
+    global _slot  # noqa: PLW0603
+    _slot = slot
+
+
 def retired() -> bool:
     """Whether this worker takes no new connections and waits for its last answers to end."""
     return _retired
@@ -90,3 +116,8 @@ def when_retired(callback: Callable[[], None]) -> Iterator[None]:
         yield
     finally:
         _callbacks.remove(callback)
+
+
+def at_retirement(callback: Callable[[], None]) -> None:
+    """Be called as soon as this worker is retired: its replacement waits for what it holds."""
+    _callbacks.append(callback)

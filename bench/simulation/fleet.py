@@ -13,6 +13,7 @@ from service.limits import keys
 from service.limits.algorithms import ALGORITHMS
 from service.limits.decision import CHARGE, DEBIT, GIVE_BACK, LOOK, Ask, Charge, Decision, TokenAsk
 from service.limits.engine import Engine
+from service.limits.fallback import Fallback
 from service.limits.limit import Limit
 from service.limits.token import token
 
@@ -45,7 +46,7 @@ class Worker:
         self.link = link
         self.dead = False
         self._ledger = ledger
-        self.engine = Engine(lambda: make_store(link), DEADLINE_S)
+        self.engine = Engine(lambda: make_store(link), DEADLINE_S, fallback=Fallback("deny"))
 
     async def decide(self, ask: Ask, of: Ask | None = None) -> Decision | None:
         """Ask, and put down what came out. None: nobody could decide."""

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import hashlib
+import random
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -47,6 +48,7 @@ class Run:
 
 def run(seed: int, make_store: MakeStore = SimulatedStore) -> Run:
     """Run a seed. `make_store`: how a worker's store is made; tests plant a bug there."""
+    random.seed(seed)  # of which breakers draw when they probe
     with virtual_loop() as loop:
         world = _World(seed, loop, make_store)
         broken = world.run()
@@ -63,16 +65,16 @@ def run(seed: int, make_store: MakeStore = SimulatedStore) -> Run:
 
 class _World:
     def __init__(self, seed: int, loop: VirtualLoop, make_store: MakeStore) -> None:
-        random = Random(seed)
+        drawn = Random(seed)
         self.loop = loop
         self.digest = hashlib.blake2b(digest_size=8)
         self.last: deque[str] = deque(maxlen=TAIL)
-        self.plan: Plan = draw(random)
+        self.plan: Plan = draw(drawn)
         self.ledger = Ledger(loop, DEADLINE_S)
         self.server = Server(loop, self.ledger, self.trace)
         self._make_store = make_store
-        self._wires = Wires(random, self.plan.fates, self.plan.delay_us, self.plan.late_us)
-        self._fleet = Fleet(self.plan, random, loop, self.ledger, self.server, self._open)
+        self._wires = Wires(drawn, self.plan.fates, self.plan.delay_us, self.plan.late_us)
+        self._fleet = Fleet(self.plan, drawn, loop, self.ledger, self.server, self._open)
         self._retiring: list[asyncio.Task[None]] = []
         self._events: dict[str, Callable[[Event], Callable[[], object] | None]] = {
             "rough": self._rough,

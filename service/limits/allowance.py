@@ -62,8 +62,8 @@ class Allowance:
     ) -> None:
         self._engine = engine
         self._clock = clock
-        limits = Limit.parse(text)
-        self._limits = Limit.parse(text, name=name) if len(limits) == 1 else limits
+        limits = Limit.parse(text, on_outage="deny")  # that is, StoreUnavailable, and everybody passes
+        self._limits = Limit.parse(text, name=name, on_outage="deny") if len(limits) == 1 else limits
         self._places = [keys.around("", scope, limit.spelling) for limit in self._limits]
         self.step = max(1, min(limit.capacity for limit in self._limits) // PARTS)
         self._held: dict[str, _Held] = {}

@@ -146,6 +146,11 @@ class Decision(NamedTuple):
         return False
 
     @property
+    def degraded(self) -> bool:
+        """It was made without the store, by the limits' `on_outage`: what remains is not known."""
+        return False
+
+    @property
     def retry_us(self) -> int:
         """Until the whole request could pass, microseconds; 0 when allowed."""
         return max(standing.retry_us for standing in self.standings)
@@ -168,6 +173,16 @@ class Replayed(Decision):
 
     @property
     def replayed(self) -> bool:
+        return True
+
+
+class Degraded(Decision):
+    """A decision made while the store was away; see `outage.py` for what its standings say."""
+
+    __slots__ = ()
+
+    @property
+    def degraded(self) -> bool:
         return True
 
 

@@ -3,14 +3,16 @@
 Arrivals of one event-loop tick, or while a call is under way, share the next call; there is no timer, so an idle
 server adds no wait. Each event loop has a lane of its own (store, connection, queue), closed with the loop.
 
-Nothing is sent twice, but for NOSCRIPT (see `stores/redis.py`).
+Nothing is sent twice, but for NOSCRIPT (see `stores/redis.py`). While the store is away each limit is decided by its
+`on_outage` (`fallback.py`).
 """
 
 import asyncio
 from weakref import WeakKeyDictionary
 
-from service.errors import InvalidInput, StoreUnavailable
+from service.errors import InvalidInput
 from service.limits.decision import Ask, Decision
+from service.limits.fallback import Fallback
 from service.limits.lane import MOST_CHARGES, Counters, Lane
 from service.limits.stores import Opener, Store
 
@@ -26,20 +28,27 @@ class Engine:
     Args:
         open_store: Opens the store for the running event loop.
         deadline_s: Seconds an ask may take from its arrival; above 0.
+        fallback: What decides while the store is away; None = each worker its share.
     """
 
-    def __init__(self, open_store: Opener, deadline_s: float = DEADLINE_S) -> None:
+    def __init__(self, open_store: Opener, deadline_s: float = DEADLINE_S, *, fallback: Fallback | None = None) -> None:
         self.open_store = open_store
         self.deadline_s = deadline_s
+        self.fallback = fallback or Fallback()
         self.counters = Counters()
         self._lanes: WeakKeyDictionary[asyncio.AbstractEventLoop, Lane] = WeakKeyDictionary()
         self._latest: Lane | None = None  # nearly always the one that is wanted
 
-    def decide(self, ask: Ask) -> "asyncio.Future[Decision]":
+    def decide(self, ask: Ask, *, here: bool = False) -> "asyncio.Future[Decision]":
         """The decision, to be awaited on the running event loop.
 
+        Args:
+            ask: What is asked.
+            here: It undoes or settles a decision that was `degraded`, which the store knows nothing of.
+
         Raises:
-            StoreUnavailable: From the future: no answer within the deadline.
+            StoreUnavailable: From the future: no answer within the deadline, and `on_outage` is "deny", or there is
+                something to give back.
             InvalidInput: More charges than fit into one call. From the future: the ask's token came with other
                 content before.
         """
@@ -48,7 +57,7 @@ class Engine:
         lane = self._latest
         if lane is None or lane.loop is not asyncio.get_running_loop():
             lane = self._lane()
-        return lane.submit(ask)
+        return lane.stand_in(ask, here=True) if here else lane.submit(ask)
 
     def store(self) -> Store:
         """The running loop's store, for what is no decision: ping, forget."""
@@ -61,18 +70,14 @@ class Engine:
         self._latest = None
 
     async def ping(self) -> str:
-        """What answers, e.g. "redis 7.0.15". Raises StoreUnavailable after the deadline."""
-        try:
-            async with asyncio.timeout(self.deadline_s):
-                return await self.store().ping()
-        except TimeoutError:
-            raise StoreUnavailable("the store did not answer in time") from None
+        """What answers, e.g. "redis 7.0.15". Raises StoreUnavailable after the deadline, or at once in an outage."""
+        return await self._lane().ping()
 
     def _lane(self) -> Lane:
         loop = asyncio.get_running_loop()
         lane = self._lanes.get(loop)
         if lane is None:
-            lane = self._lanes[loop] = Lane(loop, self.open_store(), self.deadline_s, self.counters)
+            lane = self._lanes[loop] = Lane(loop, self.open_store(), self.deadline_s, self.counters, self.fallback)
             lane.close_with_loop(lambda: self._forget(loop))
         self._latest = lane
         return lane

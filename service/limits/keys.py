@@ -52,6 +52,12 @@ def once(prefix: str, owner: str, token: str) -> bytes:
     return spell(prefix, owner, token, "once")
 
 
+def probe(key: bytes) -> bytes:
+    """A counter beside `key`, also in a Cluster on the same server: charged to see whether that answers."""
+    head, _, _ = key.partition(b"}:")
+    return head + b"}:probe:1000000000/1s/fixed"
+
+
 def _part(text: str, plain: re.Pattern[str]) -> str:
     if plain.fullmatch(text):
         return text

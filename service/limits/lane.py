@@ -1,8 +1,8 @@
 """One queue and its one call under way: who asks while a call is under way shares the next.
 
-At most 128 charges travel together and one ask is never split. Every ask has a deadline, counted from its arrival. Then
-its waiter gets `StoreUnavailable`; an ask that was still queued is never sent. One that was under way may have been
-charged although nobody was admitted: it is counted in `Counters.unsettled`.
+At most 128 charges travel together and one ask is never split. Every ask has a deadline, counted from its arrival.
+Then, and while the store is away (`outage.py`), it is decided without the store (`fallback.py`). An ask that was still
+queued is never sent. One that was under way may have been charged as well: it is counted in `Counters.unsettled`.
 """
 
 import asyncio
@@ -10,14 +10,20 @@ import contextlib
 import contextvars
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from service.errors import InvalidInput, StoreUnavailable
 from service.limits.decision import CHARGE, Ask, Decision, read
+from service.limits.fallback import Fallback
+from service.limits.limit import ON_OUTAGE, OnOutage
+from service.limits.outage import Outage
 from service.limits.stores.contract import Store
+from service.logs import events
 
 MOST_CHARGES = 128
 """Charges a call: 128 hold Redis about 1 ms; 3,000 held it 18 ms (measured), and every other worker with it."""
+
+log = events()
 
 
 @dataclass(slots=True)
@@ -25,17 +31,22 @@ class Counters:
     """What an engine did since it was made.
 
     Attributes:
-        calls: Calls to the store.
-        decisions: Asks answered.
-        unsettled: Charging asks whose waiter was told "unavailable" after they had been sent: each may have
-            been charged without being admitted. 0 while Redis is healthy.
+        calls: Calls to the store, probes left out.
+        decisions: Asks the store answered.
+        unsettled: Charging asks that were sent and decided without the store after all: each may have been charged
+            there without being admitted, or twice. 0 while Redis is healthy.
         failures: Calls that the store did not answer.
+        opened, closed: Times a breaker did so.
+        degraded: Asks decided without the store, by the policy that did.
     """
 
     calls: int = 0
     decisions: int = 0
     unsettled: int = 0
     failures: int = 0
+    opened: int = 0
+    closed: int = 0
+    degraded: dict[OnOutage, int] = field(default_factory=lambda: dict.fromkeys(ON_OUTAGE, 0))
 
 
 Waiting = tuple[Ask, "asyncio.Future[Decision]", float]
@@ -45,11 +56,20 @@ Waiting = tuple[Ask, "asyncio.Future[Decision]", float]
 class Lane:
     """One event loop's queue and its one call under way."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, store: Store, deadline_s: float, counters: Counters) -> None:
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        store: Store,
+        deadline_s: float,
+        counters: Counters,
+        fallback: Fallback,
+    ) -> None:
         self.store = store
         self.loop = loop
         self._deadline_s = deadline_s
         self._counters = counters
+        self._fallback = fallback
+        self._outage = Outage(loop, self._probe, self._changed)
         self._queue: deque[Waiting] = deque()
         self._sent: list[Waiting] = []
         self._sender: asyncio.Task[None] | None = None
@@ -59,6 +79,8 @@ class Lane:
         self._closer: AsyncGenerator[None, None] | None = None
 
     def submit(self, ask: Ask) -> "asyncio.Future[Decision]":
+        if self._outage.open:
+            return self.stand_in(ask)
         loop = self.loop
         answer = loop.create_future()
         due = loop.time() + self._deadline_s
@@ -69,6 +91,68 @@ class Lane:
         if self._watch is None:
             self._watch = loop.call_at(due, self._expire, context=self._context)
         return answer
+
+    # ── without the store ────────────────────────────────────────────────────────────────────────────────────
+
+    def stand_in(self, ask: Ask, *, here: bool = False) -> "asyncio.Future[Decision]":
+        """The decision without the store, at once. `here`: as `Fallback.decide` has it."""
+        answer = self.loop.create_future()
+        self._answer(ask, answer, _away(), here=here)
+        return answer
+
+    def _answer(
+        self, ask: Ask, answer: "asyncio.Future[Decision]", error: StoreUnavailable, *, here: bool = False
+    ) -> None:
+        """Decide without the store, unless that has been decided before."""
+        if answer.done():
+            return
+        policy: OnOutage = "deny"
+        try:
+            decision = self._fallback.decide(ask, error, here=here)
+            policy = self._fallback.policy(ask)
+        except (StoreUnavailable, InvalidInput) as told:
+            answer.set_exception(told)
+        except Exception as bug:  # whatever happens, every waiter gets an answer
+            log.exception("fallback_failed", exc_info=bug)
+            answer.set_exception(error.once_more())
+        else:
+            answer.set_result(decision)
+        self._counters.degraded[policy] += 1
+
+    def _changed(self, is_open: bool) -> None:
+        """The breaker did: whoever still waits for a store that is away need not."""
+        if not is_open:
+            self._counters.closed += 1
+            return
+        self._counters.opened += 1
+        while self._queue:
+            ask, answer, _ = self._queue.popleft()
+            self._answer(ask, answer, _away())
+
+    async def _probe(self, ask: Ask) -> None:
+        while self._sender is not None:  # one call at a time
+            await asyncio.wait([self._sender])
+        try:
+            async with asyncio.timeout(self._deadline_s):
+                await self.store.decide([ask])
+        except TimeoutError:
+            raise _late() from None
+
+    async def ping(self) -> str:
+        """What answers, in words. Raises StoreUnavailable after the deadline, and at once while the store is away."""
+        if self._outage.open:
+            raise _away()
+        try:
+            async with asyncio.timeout(self._deadline_s):
+                return await self.store.ping()
+        except TimeoutError:
+            self._outage.failed(_late(), b"")
+            raise _late() from None
+        except StoreUnavailable as error:
+            self._outage.failed(error, b"")
+            raise
+
+    # ── one call ─────────────────────────────────────────────────────────────────────────────────────────────
 
     def _start(self) -> None:
         self._sender = self.loop.create_task(self._send(), context=self._context)
@@ -85,14 +169,15 @@ class Lane:
                     async with asyncio.timeout(self._deadline_s):
                         await self._decide(batch)
                 except TimeoutError:
-                    self._fail(batch, StoreUnavailable("the store did not answer in time"))
+                    self._fail(batch, _late())
                 except StoreUnavailable as error:
                     self._fail(batch, error)
                 self._sent = []
         except BaseException as error:
             waiting = [*self._sent, *self._queue]
             self._queue.clear()
-            self._fail(waiting, StoreUnavailable(f"the engine stopped: {error!r}"))
+            if waiting:
+                self._fail(waiting, StoreUnavailable(f"the engine stopped: {error!r}"))
             raise
         finally:
             self._sent = []
@@ -118,6 +203,7 @@ class Lane:
 
     def _settle(self, batch: list[Waiting], numbers: Sequence[int]) -> None:
         at_us, start = numbers[0], 1
+        self._outage.answered()
         self._counters.decisions += len(batch)
         for ask, answer, _ in batch:
             try:
@@ -133,25 +219,22 @@ class Lane:
     def _fail(self, batch: list[Waiting], error: StoreUnavailable) -> None:
         self._counters.failures += 1
         for ask, answer, _due in batch:
-            if ask.kind == CHARGE and not answer.cancelled():
+            if ask.kind == CHARGE and error.maybe_done and not answer.cancelled():
                 self._counters.unsettled += 1
-            if not answer.done():
-                answer.set_exception(StoreUnavailable(str(error)))  # one each: an exception carries a traceback
+            self._answer(ask, answer, error)
+        self._outage.failed(error, batch[0][0].names[0])
 
     def _expire(self) -> None:
-        """Tell those whose deadline has come; look again when the next one's comes."""
+        """Answer those whose deadline has come; look again when the next one's comes."""
         now = self.loop.time()
         while self._queue and (self._queue[0][2] <= now or self._queue[0][1].done()):
-            self._tell(self._queue.popleft()[1])
-        for _, answer, due in self._sent:
+            ask, answer, _ = self._queue.popleft()
+            self._answer(ask, answer, _late())
+        for ask, answer, due in self._sent:
             if due <= now:
-                self._tell(answer)
+                self._answer(ask, answer, _late())
         open_ = [due for _, answer, due in (*self._sent, *self._queue) if not answer.done()]
         self._watch = self.loop.call_at(min(open_), self._expire, context=self._context) if open_ else None
-
-    def _tell(self, answer: "asyncio.Future[Decision]") -> None:
-        if not answer.done():
-            answer.set_exception(StoreUnavailable("the store did not answer in time"))
 
     def close_with_loop(self, forget: Callable[[], object]) -> None:
         """Close the store when the loop shuts its asynchronous generators down (`asyncio.run`, anyio, uvicorn do).
@@ -174,7 +257,18 @@ class Lane:
         if self._watch is not None:
             self._watch.cancel()
             self._watch = None
+        probing = self._outage.close()
+        if probing is not None and probing is not asyncio.current_task():
+            await asyncio.gather(probing, return_exceptions=True)
         if self._sender is not None and self._sender is not asyncio.current_task():
             self._sender.cancel()
             await asyncio.gather(self._sender, return_exceptions=True)
         await self.store.aclose()
+
+
+def _away() -> StoreUnavailable:
+    return StoreUnavailable("the store is away; it is looked for once a second", maybe_done=False)
+
+
+def _late() -> StoreUnavailable:
+    return StoreUnavailable("the store did not answer in time")

@@ -7,7 +7,7 @@ What cannot be meant is refused here, once, with a sentence; whatever is built c
 import re
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Self
+from typing import Literal, Self, get_args
 
 import limits
 
@@ -24,6 +24,10 @@ PERIODS_S = {
     "year": 360 * 86_400,
 }
 """Seconds a period, as the `limits` package counts them: a month is 30 days, a year twelve of those."""
+
+OnOutage = Literal["allow", "deny", "local"]
+"""What a limit answers while the store is away; see `outage.py`."""
+ON_OUTAGE: tuple[OnOutage, ...] = get_args(OnOutage)
 
 LARGEST_AMOUNT = 10**9
 LONGEST_WINDOW_S = 10 * PERIODS_S["year"]
@@ -46,6 +50,7 @@ class Limit:
         aligned: Windows begin at multiples of the window since the epoch instead of at the first hit.
         since_s: Fixed windows only: there is one window, from this second since the epoch on, a period of the calendar.
         name: What headers and answers call it; printable ASCII, by default the limit as written.
+        on_outage: What is answered while the store is away; None = the engine's default. No part of the key.
         capacity: Units available when nothing was charged: the largest cost that can ever pass.
         refill_s: Seconds in which `capacity` comes back when all of it is gone, rounded up.
         definition: The numbers the twin decides by.
@@ -59,6 +64,7 @@ class Limit:
     aligned: bool = False
     since_s: int | None = None
     name: str = ""
+    on_outage: OnOutage | None = None
     capacity: int = field(init=False, compare=False)
     refill_s: int = field(init=False, compare=False)
     definition: Definition = field(init=False, compare=False)
@@ -78,6 +84,8 @@ class Limit:
             raise InvalidLimit(f'unknown algorithm "{self.algorithm}"; use {", ".join(ALGORITHMS)}')
         if self.burst is not None and self.algorithm != "gcra":
             raise InvalidLimit(f'limit "{text}": burst goes with gcra, not with {self.algorithm}')
+        if self.on_outage is not None:
+            outage_policy(self.on_outage)
         capacity = self.amount if self.burst is None else self.burst
         if not 1 <= capacity <= LARGEST_AMOUNT:
             raise InvalidLimit(f'limit "{text}": a burst of {capacity}; use 1 to {LARGEST_AMOUNT}')
@@ -128,6 +136,7 @@ class Limit:
         burst: int | None = None,
         aligned: bool = False,
         name: str | None = None,
+        on_outage: OnOutage | None = None,
     ) -> tuple[Self, ...]:
         """The limits of `text`, in order, without repetitions. Raises InvalidLimit; never returns nothing."""
         if not isinstance(text, str) or not text.strip():
@@ -148,8 +157,17 @@ class Limit:
                     burst=burst,
                     aligned=aligned,
                     name=part if name is None else name,
+                    on_outage=on_outage,
                 )
         return tuple(found.values())
+
+
+def outage_policy(word: object) -> OnOutage:
+    """The policy called so. Raises InvalidLimit."""
+    for policy in ON_OUTAGE:
+        if word == policy:
+            return policy
+    raise InvalidLimit(f"on_outage {word!r}: use {', '.join(ON_OUTAGE)}")
 
 
 def quoted(name: str) -> str:

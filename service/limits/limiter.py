@@ -27,15 +27,23 @@ from service.limits.calling import ask
 from service.limits.decision import CHARGE, LOOK, Ask, Charge, Decision, TokenAsk
 from service.limits.decorator import Again, Quota, layers, named, original, quotas, wrap, wraps
 from service.limits.engine import DEADLINE_S, Engine
+from service.limits.fallback import Fallback
 from service.limits.gate import Gate
 from service.limits.identity import Addresses, client_address
-from service.limits.limit import Limit, rate_limit_item
+from service.limits.limit import Limit, OnOutage, outage_policy, rate_limit_item
 from service.limits.match import METHODS, Place
 from service.limits.passage import handler_of, log
 from service.limits.plan import UNMATCHED, Plan, Rule, compose, outside
 from service.limits.stores import MemoryStore, opener
 from service.limits.token import token
-from service.settings import redis_deadline_from_env, redis_url_from_env, several_workers, trusted_proxies_from_env
+from service.settings import (
+    hosts_from_env,
+    on_outage_from_env,
+    redis_deadline_from_env,
+    redis_url_from_env,
+    several_workers,
+    trusted_proxies_from_env,
+)
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -62,7 +70,9 @@ class Limiter(slowapi.Limiter):
             ONEQUOTA_TRUSTED_PROXIES.
         on_refusal: A function of (request, decision), also a coroutine function; a Response it returns is the
             answer to the refused request, None leaves it to the registered handler or to problem+json.
-        on_outage: What is answered while the store is away; this version knows "deny": 503 with Retry-After.
+        on_outage: What is answered while the store is away, unless a limit says otherwise: "local" (each worker
+            admits its share), "allow", or "deny" (503 with Retry-After). None reads ONEQUOTA_ON_OUTAGE, else "local".
+        hosts: How many hosts share the counters, for "local"; None reads ONEQUOTA_HOSTS, else 1.
         deadline_s: Seconds a decision may take, from its arrival; None = ONEQUOTA_REDIS_TIMEOUT_MS, else 0.25.
         body_cap_bytes: How much body a coroutine key or cost function may read; more is refused with 413.
 
@@ -95,7 +105,8 @@ class Limiter(slowapi.Limiter):
         draft_headers: bool = True,
         trusted_proxies: Sequence[str] | None = None,
         on_refusal: Callable[..., Any] | None = None,
-        on_outage: str = "deny",
+        on_outage: str | None = None,
+        hosts: int | None = None,
         deadline_s: float | None = None,
         body_cap_bytes: int = 1 << 20,
     ) -> None:
@@ -110,8 +121,9 @@ class Limiter(slowapi.Limiter):
             enabled=enabled,
             config_filename=config_filename,
         )
-        if on_outage != "deny":
-            raise ConfigurationError(f'on_outage "{on_outage}": this version knows "deny" (503 while Redis is away)')
+        hosts = hosts_from_env() if hosts is None else hosts
+        if type(hosts) is not int or hosts < 1:
+            raise ConfigurationError(f"hosts {hosts!r}: use a whole number of at least 1")
         if deadline_s is None:
             deadline_s = redis_deadline_from_env() or DEADLINE_S
         if not 0 < deadline_s <= 60:
@@ -127,7 +139,8 @@ class Limiter(slowapi.Limiter):
         self.on_refusal = on_refusal
         self.body_cap_bytes = body_cap_bytes
         self.storage_uri = storage_uri or self.get_app_config(C.STORAGE_URL) or redis_url_from_env() or "memory://"
-        self.engine = Engine(opener(self.storage_uri, storage_options, deadline_s), deadline_s)
+        fallback = Fallback(outage_policy(on_outage or on_outage_from_env() or "local"), hosts=hosts)
+        self.engine = Engine(opener(self.storage_uri, storage_options, deadline_s), deadline_s, fallback=fallback)
         self._draft_headers = draft_headers
         self._slowapi_headers = headers.SlowapiHeaders(
             [
@@ -178,6 +191,7 @@ class Limiter(slowapi.Limiter):
         strategy: str | None = None,
         burst: int | None = None,
         name: str | None = None,
+        on_outage: OnOutage | None = None,
     ) -> Callable[[Callable[P, R]], Callable[P, R]]:
         """Limit the decorated route; stands below the route decorator. slowapi's arguments, and by name:
 
@@ -186,6 +200,7 @@ class Limiter(slowapi.Limiter):
             strategy: Another way to count than the limiter's.
             burst: For "gcra": units that may pass at once; the limit's amount by default.
             name: What headers call the limit; by default the limit as written.
+            on_outage: What it answers while the store is away, if not what the limiter does.
 
         Raises:
             ConfigurationError: The limit or the decorated object cannot be meant.
@@ -203,6 +218,7 @@ class Limiter(slowapi.Limiter):
             strategy=strategy,
             burst=burst,
             name=name,
+            on_outage=on_outage,
         )
 
     def shared_limit(
@@ -244,7 +260,7 @@ class Limiter(slowapi.Limiter):
 
     def _rule(self, limit_value: str | Callable[..., Any], *, origin: str, **more: Any) -> Rule:
         strategy = more.pop("strategy", None) or self.strategy
-        burst, name = more.get("burst"), more.get("name")
+        how: dict[str, Any] = {word: more.get(word) for word in ("burst", "name", "on_outage")}
         methods = more.pop("methods", None)
         key_func = more.pop("key_func", None) or self._key_func
         if key_func in (get_ipaddr, get_remote_address):
@@ -256,7 +272,7 @@ class Limiter(slowapi.Limiter):
             )
         found: Any = limit_value
         if not callable(limit_value):
-            found = Limit.parse(limit_value, algorithm=strategy, burst=burst, name=name)
+            found = Limit.parse(limit_value, algorithm=strategy, **how)
         return Rule(
             limits=found,
             key_func=key_func,
@@ -436,7 +452,7 @@ class Limiter(slowapi.Limiter):
         Raises:
             InvalidInput: A value is wrong, or the idempotency key came with other values before; nothing was charged.
             InvalidLimit: A limit cannot be meant.
-            StoreUnavailable: No answer within the deadline.
+            StoreUnavailable: No answer within the deadline, and `on_outage` is "deny".
         """
         if not isinstance(key, str) or not key:
             raise InvalidInput("key", f"{key!r} names nobody; use a non-empty string")
@@ -485,21 +501,23 @@ class Limiter(slowapi.Limiter):
     def write(self, current: Sequence[tuple[bytes, bytes]], decision: Decision) -> headers.Pairs:
         """Response headers with the standing in them; names in `current` are lower case, as ASGI has them."""
         found = list(current)
-        if self._headers_enabled or not decision.allowed:
+        known = not decision.degraded  # without the store nobody knows what remains, and no header says it
+        told = self._headers_enabled and known
+        if told or not decision.allowed:
             clash, existing = False, None
             for name, value in found:
                 if name in self._written:
                     clash = True
                     if name == b"retry-after":
                         existing = value
-            if self._headers_enabled:
+            if told:
                 new = self._slowapi_headers.all(decision, existing)
             else:
                 new = [self._slowapi_headers.retry(decision, existing)]
             if not decision.allowed:
                 new.append((b"cache-control", b"no-store"))
             found = headers.replace(found, new) if clash else found + new
-        if self._draft_headers:
+        if self._draft_headers and known:
             found += headers.draft(decision.standings)
         return found
 
@@ -526,6 +544,7 @@ class Limiter(slowapi.Limiter):
         if self.enabled and self._headers_enabled and decision is not None:
             existing = response.headers.get("retry-after", "").encode() or None
             new = self._slowapi_headers.all(decision, existing)
+            new = new[3:] if decision.degraded else new
             response.raw_headers[:] = headers.replace(response.raw_headers, new)
         return response
 

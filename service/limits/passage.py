@@ -3,7 +3,6 @@
 The gate, the decorator's wrapper and the dependency share this; they differ only in where they stand.
 """
 
-import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -153,7 +152,8 @@ async def deduct(limiter: "Limiter", admission: Admission, response: Response) -
             )
     if back and admission.decision is not None:
         try:
-            await limiter.engine.decide(Ask(back, GIVE_BACK, admission.decision.at_us))
+            degraded, at_us = admission.decision.degraded, admission.decision.at_us
+            await limiter.engine.decide(Ask(back, GIVE_BACK, at_us), here=degraded)
         except StoreUnavailable as error:
             log.warning("give_back_failed", error=error)
         else:
@@ -201,7 +201,10 @@ async def refusal(limiter: "Limiter", admission: Admission, scope: Scope) -> Res
             429,
             detail or f"{charge.limit.name} is used up; try again in {decision.retry_after} s",
             type_=QUOTA_EXCEEDED,
-            extra={"violated-policies": [standing.limit.name for standing in decision.exceeded]},
+            extra={
+                "violated-policies": [standing.limit.name for standing in decision.exceeded],
+                **({"degraded": True} if decision.degraded else {}),
+            },
         )
     response.raw_headers[:] = limiter.write(response.raw_headers, decision)
     return response
@@ -241,19 +244,9 @@ def problem_response(status: int, detail: str, **more: Any) -> Response:
     )
 
 
-_last_warning = 0.0
-
-
 def fault(error: OnequotaError) -> Response:
     """The answer when nobody could be charged: 503 without a store, 400 or 401 without an identity, else 422."""
-    global _last_warning  # noqa: PLW0603
-    if isinstance(error, IdentityUnavailable):  # logged where it is known why
-        return _away()
-    if isinstance(error, StoreUnavailable):
-        now = time.monotonic()
-        if now - _last_warning > 1:  # an outage is one line a second, not one a request
-            _last_warning = now
-            log.warning("store_unavailable", error=error)
+    if isinstance(error, (IdentityUnavailable, StoreUnavailable)):  # logged where it is known why, not once a request
         return _away()
     if not isinstance(error, InvalidInput):
         raise error

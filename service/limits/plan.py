@@ -20,7 +20,7 @@ from service.limits.algorithms import ALGORITHMS
 from service.limits.calling import ask, is_coroutine, wants
 from service.limits.decision import Ask, Charge
 from service.limits.identity import Vouched, client_address
-from service.limits.limit import Limit
+from service.limits.limit import Limit, OnOutage
 
 MOST_KEPT = 4096
 LONGEST_KEPT = 256
@@ -47,7 +47,7 @@ class Rule:
     Attributes:
         limits: What is limited; or a function of (), (key) or (request) that answers a limit string.
         key_func: Who is charged; a function of () or (request), perhaps a coroutine function.
-        algorithm, burst, name: How strings of a `limits` function are read.
+        algorithm, burst, name, on_outage: How strings of a `limits` function are read.
         scope: None for the route's own; else a shared name, or a function that answers one.
         per_method: Each HTTP method counts for itself (HEAD counts as GET).
         methods: Only these count, upper case; None = all.
@@ -64,6 +64,7 @@ class Rule:
     algorithm: str = "fixed-window"
     burst: int | None = None
     name: str | None = None
+    on_outage: OnOutage | None = None
     scope: str | Callable[..., Any] | None = None
     per_method: bool = False
     methods: frozenset[str] | None = None
@@ -95,12 +96,14 @@ class Rule:
 
     def read(self, text: object) -> tuple[Limit, ...]:
         """The limits a `limits` function answered with."""
-        return _read(text, self.algorithm, self.burst, self.name)
+        return _read(text, self.algorithm, self.burst, self.name, self.on_outage)
 
 
 @lru_cache(maxsize=1024)
-def _read(text: object, algorithm: str, burst: int | None, name: str | None) -> tuple[Limit, ...]:
-    return Limit.parse(text, algorithm=algorithm, burst=burst, name=name)
+def _read(
+    text: object, algorithm: str, burst: int | None, name: str | None, on_outage: OnOutage | None
+) -> tuple[Limit, ...]:
+    return Limit.parse(text, algorithm=algorithm, burst=burst, name=name, on_outage=on_outage)
 
 
 class Ready(NamedTuple):
@@ -170,7 +173,7 @@ class Plan:
                 head, tail = keys.around(self.prefix, scope, limit.spelling)
                 before = found.get(tail)  # one counter, declared twice: charged once
                 cost = max(rule.cost, before.cost if before else 0)
-                found[tail] = Ready(rule, limit, head, tail, cost)
+                found[tail] = Ready(rule, _stricter(limit, before and before.limit), head, tail, cost)
         return tuple(found.values())
 
     def ask_ready(self, key: object) -> Ask:
@@ -208,10 +211,17 @@ class Plan:
             for limit in limits:
                 head, tail = keys.around(self.prefix, scope, limit.spelling)
                 name = head + who + tail
-                before = found[name].cost if name in found else 0  # one counter, declared twice: charged once
-                found[name] = Charge(limit, name, max(before, limit.admits(cost)))
+                before = found.get(name)  # one counter, declared twice: charged once
+                most = max(limit.admits(cost), before.cost if before else 0)
+                found[name] = Charge(_stricter(limit, before and before.limit), name, most)
                 rules[name] = rule
         return list(rules.values()), list(found.values())
+
+
+def _stricter(limit: Limit, other: Limit | None) -> Limit:
+    """Of two declarations of one counter the one whose `on_outage` lets less through; None may be any."""
+    order = ("deny", None, "local", "allow")
+    return limit if other is None else min(other, limit, key=lambda one: order.index(one.on_outage))
 
 
 def identity(key: object, key_func: Callable[..., Any]) -> bytes:

@@ -15,11 +15,12 @@ Rules with `quota_mode` are asked before the plain ones, and given back what the
 """
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from service.errors import InvalidInput
+from service.errors import InvalidInput, StoreUnavailable
 from service.limits import keys
 from service.limits.catalog import UNITS_S, Catalog, Entry, Match, Rule
 from service.limits.catalog.rules import counter
@@ -222,7 +223,8 @@ def _part(domain: str, wanted: Wanted, match: Match | None, units: int, now_us: 
             return Part(match, (), UNITS_S[rule.unit or "second"] * 1_000_000)
         limits = rule.limits
         if rule.calendar is not None:
-            limits = (*limits, rule.calendar.limit(now_us, rule.name if not limits else ""))
+            limit = rule.calendar.limit(now_us, rule.name if not limits else "")
+            limits = (*limits, replace(limit, on_outage=rule.on_outage))
     hopeless_us = max((limit.refill_s * 1_000_000 for limit in limits if units > limit.capacity), default=0)
     return Part(
         match,
@@ -275,7 +277,7 @@ def _simple(planned: Planned, decision: Decision) -> Verdict:
         statuses,
         decision.at_us,
         decision.retry_us,
-        getattr(decision, "degraded", False),
+        decision.degraded,
         decision.replayed,
     )
 
@@ -320,7 +322,7 @@ class _Deciding:
             tuple(self._statuses[index] for index in range(len(self._parts))),
             max((decision.at_us for decision in self._decisions), default=0),
             retry_us,
-            any(getattr(decision, "degraded", False) for decision in self._decisions),
+            any(decision.degraded for decision in self._decisions),
             any(decision.replayed for decision in self._decisions),
         )
 
@@ -359,4 +361,6 @@ class _Deciding:
         index, decision = taking
         if decision is not None and decision.allowed:
             number = MOST_DESCRIPTORS + index + 1
-            await self._engine.decide(self._made(self._parts[index].charges, number, GIVE_BACK, decision.at_us))
+            back = self._made(self._parts[index].charges, number, GIVE_BACK, decision.at_us)
+            with contextlib.suppress(StoreUnavailable):  # refused is refused; what was taken stays so
+                await self._engine.decide(back, here=decision.degraded)

@@ -409,7 +409,7 @@ def test_our_own_keys_say_what_envoys_service_has_no_words_for():
     assert several.limits == Limit.parse("20/minute;500/day")
     assert several.name == "pair"
     bucket = rule(found, ("bucket", "x"))
-    assert bucket.limits == Limit.parse("10/second", algorithm="gcra", burst=3, name="bucket")
+    assert bucket.limits == Limit.parse("10/second", algorithm="gcra", burst=3, name="bucket", on_outage="deny")
     assert (bucket.on_outage, bucket.cost_unit, bucket.shadow_mode, bucket.quota_mode) == (
         "deny",
         "tokens",

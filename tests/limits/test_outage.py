@@ -1,4 +1,5 @@
-"""While Redis is away: 503 within the deadline, never 500, never unlimited; and other routes do not notice."""
+"""While Redis is away, and limits say "deny": 503 within the deadline, never 500, never unlimited; and other routes do
+not notice. The other policies: test_fallback; who asks Redis, and when: test_breaker."""
 
 import asyncio
 import gc
@@ -36,7 +37,7 @@ def own_redis():
 
 def limited_app(uri, place="gate", ran=None, **options):
     """GET /limited by the gate, a decorator alone, or a dependency alone; GET /free."""
-    limiter = Limiter(by_user, storage_uri=uri, **options)
+    limiter = Limiter(by_user, storage_uri=uri, **{"on_outage": "deny", **options})
     app = FastAPI()
     app.state.limiter = limiter
 
@@ -97,7 +98,7 @@ def test_slowapis_switches_open_no_hole(options):
 
 def test_a_websocket_without_redis_is_denied():
     """Before it is accepted."""
-    limiter = Limiter(by_user, storage_uri=GONE, default_limits=["1/hour"])
+    limiter = Limiter(by_user, storage_uri=GONE, default_limits=["1/hour"], on_outage="deny")
     client = client_of(gated(FastAPI(), limiter))
     with pytest.raises(WebSocketDenialResponse) as caught, client.websocket_connect("/ws"):
         pass
@@ -114,7 +115,7 @@ def test_scripts_can_read_the_503():
 
 async def test_a_check_outside_a_request_says_that_nobody_can_decide():
     """`check` raises: a caller that cannot be told is not told yes."""
-    limiter = Limiter(by_user, storage_uri=GONE)
+    limiter = Limiter(by_user, storage_uri=GONE, on_outage="deny")
     with pytest.raises(StoreUnavailable):
         await limiter.check("alice", "1/hour")
     await limiter.aclose()

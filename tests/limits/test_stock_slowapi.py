@@ -101,7 +101,7 @@ def own_redis():
 @BOTH
 async def test_row_1_a_paused_redis_freezes_the_loop(package, own_redis):
     """Stock: an unrelated route answers when Redis does, half a second later. Ours does not notice."""
-    limiter = package.limiter(own_redis.url)
+    limiter = package.limiter(own_redis.url, **({"on_outage": "deny"} if package is Ours else {}))
     app = package.app(limiter, asgi=None)
 
     @app.get("/limited")
@@ -207,9 +207,11 @@ async def remaining(limiter, app):
 
 @BOTH
 @pytest.mark.parametrize("options", [{}, {"swallow_errors": True}], ids=["default", "swallow_errors"])
-def test_row_7_redis_down(package, options):
-    """Stock: 500, also with swallow_errors, which then trips over its own header injection. Ours: 503."""
-    limiter = package.limiter(GONE, headers_enabled=True, **options)
+@pytest.mark.parametrize(("on_outage", "status"), [("local", 200), ("deny", 503)])
+def test_row_7_redis_down(package, options, on_outage, status):
+    """Stock: 500, also with swallow_errors, which then trips over its own header injection. Ours: its share, or 503."""
+    ours = {} if package is Stock else {"on_outage": on_outage}
+    limiter = package.limiter(GONE, headers_enabled=True, **options, **ours)
     app = package.app(limiter, asgi=None)
 
     @app.get("/")
@@ -218,7 +220,7 @@ def test_row_7_redis_down(package, options):
         return {}
 
     begin = time.perf_counter()
-    assert client_of(app).get("/").status_code == (500 if package is Stock else 503)
+    assert client_of(app).get("/").status_code == (500 if package is Stock else status)
     if package is Ours:
         assert time.perf_counter() - begin < 0.5
 

@@ -165,8 +165,23 @@ def test_the_route_itself_is_limited_per_address():
         assert client.get("/health").status_code == 200
 
 
-def test_a_redis_that_is_away_is_a_503_and_health_stays_200():
+def test_while_redis_is_away_answers_say_so_and_health_stays_200():
+    """The service starts all the same; this worker admits its share, here all."""
     with TestClient(create_app(Settings(redis_url="redis://127.0.0.1:1"))) as client:
+        answers = [ask(client, LIMIT).json() for _ in range(3)]
+        assert [(answer["allowed"], answer["degraded"]) for answer in answers] == [
+            (True, True),
+            (True, True),
+            (False, True),
+        ]
+        assert 1 <= answers[2]["retry_after"] <= 60
+        assert client.get("/health").json()["status"] == "healthy"
+        ready = client.get("/ready")
+        assert (ready.status_code, ready.json()["missing"]) == (503, ["redis"])
+
+
+def test_a_redis_that_is_away_is_a_503_where_limits_deny_and_health_stays_200():
+    with TestClient(create_app(Settings(redis_url="redis://127.0.0.1:1", on_outage="deny"))) as client:
         response = ask(client, LIMIT)
         assert response.status_code == 503
         assert response.headers["retry-after"] == "1"

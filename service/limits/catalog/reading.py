@@ -1,8 +1,10 @@
 """Nodes → domains and descriptors. Pure."""
 
 import math
+from dataclasses import replace
+from functools import lru_cache
 from ipaddress import ip_network
-from typing import Any, get_args
+from typing import Any
 
 import yaml
 
@@ -11,7 +13,8 @@ from service.limits.catalog.faults import Place
 from service.limits.catalog.grammar import FLAGS, VALUES, of_descriptor, of_domain
 from service.limits.catalog.limiting import Known, Limiting
 from service.limits.catalog.nodes import Field, Reader
-from service.limits.catalog.rules import Descriptor, Domain, Kind, OnOutage, Rule
+from service.limits.catalog.rules import Descriptor, Domain, Kind, Rule
+from service.limits.limit import ON_OUTAGE, Limit, OnOutage
 
 DEEPEST = 32
 """Descriptors within each other, aliases followed; so deep a request's descriptor may be."""
@@ -125,11 +128,13 @@ class Reading:
     def _rule(self, fields: dict[str, Field], domain: str, path: str, place: Place) -> Rule | None:
         counted = self._limiting.read(fields)
         said: dict[str, Any] = {name: self._r.truth(fields.get(name)) for name in FLAGS[:3]}
-        on_outage: OnOutage | None = self._r.one_of(fields.get("on_outage"), get_args(OnOutage))
+        on_outage: OnOutage | None = self._r.one_of(fields.get("on_outage"), ON_OUTAGE)
         cost_unit = self._cost_unit(fields.get("cost_unit"))
         metadata = self._metadata(fields.get("metadata"))
         if counted is None:
             return None
+        if on_outage is not None:
+            counted["limits"] = _carrying(counted.get("limits", ()), on_outage)
         return Rule(
             domain=domain,
             path=path,
@@ -168,6 +173,12 @@ class Reading:
         if isinstance(node, yaml.SequenceNode):
             return [self._plain(item, depth + 1) for item in node.value]
         return _scalar(node.tag.rpartition(":")[2], str(node.value))
+
+
+@lru_cache(maxsize=1024)
+def _carrying(limits: tuple[Limit, ...], on_outage: OnOutage) -> tuple[Limit, ...]:
+    """The limits, each with what is answered while Redis is away; cached, for a file says the same again and again."""
+    return tuple(replace(limit, on_outage=on_outage) for limit in limits)
 
 
 def _scalar(kind: str, text: str) -> Any:

@@ -10,7 +10,7 @@ from urllib.parse import quote
 from service.limits.catalog.calendar import Calendar
 from service.limits.catalog.faults import NOWHERE, Place
 from service.limits.catalog.index import Index, index
-from service.limits.limit import Limit
+from service.limits.limit import Limit, OnOutage
 
 UNITS_S = {
     "second": 1,
@@ -24,7 +24,6 @@ UNITS_S = {
 """Seconds a `unit` of `rate_limit`, as Envoy's service counts them. (A year of `limits:` has 360 days.)"""
 
 Kind = Literal["exact", "wildcard", "cidr", "regex", "any"]
-OnOutage = Literal["allow", "deny", "local"]
 Entry = tuple[str, str]
 
 _PLAIN = re.compile(r"[A-Za-z0-9._@-]*")
@@ -37,7 +36,8 @@ class Rule:
     Attributes:
         domain: Whose rule it is.
         path: `domain.key_value.key`, as Envoy's service names it in logs and metrics.
-        limits: All of them hold. Those of `rate_limit` are one fixed window, aligned to the epoch.
+        limits: All of them hold, and carry `on_outage`. Those of `rate_limit` are one fixed window, aligned to the
+            epoch.
         calendar: Holds beside `limits`.
         unlimited: Everything passes; nothing is counted.
         blocked: Nothing passes: `requests_per_unit: 0`.

@@ -26,10 +26,12 @@ class MemoryStore:
 
     Args:
         clock: Now, microseconds since the epoch; tests pass one they can move.
+        most: Counters kept; beyond, looked at every SWEEP_EVERY decisions, the oldest are forgotten. None = any number.
     """
 
-    def __init__(self, clock: Callable[[], int] = wall_clock_us) -> None:
+    def __init__(self, clock: Callable[[], int] = wall_clock_us, most: int | None = None) -> None:
         self.clock = clock
+        self._most = most
         self._kept: dict[bytes, tuple[object, int]] = {}
         self._lock = threading.Lock()
         self._until_sweep = SWEEP_EVERY
@@ -93,8 +95,19 @@ class MemoryStore:
         return TWINS[definition.code](definition, state, now_us)
 
     def _sweep(self, now_us: int) -> None:
-        self._kept = {key: kept for key, kept in self._kept.items() if kept[1] > now_us}
+        live = {key: kept for key, kept in self._kept.items() if kept[1] > now_us}
+        if self._most is not None and len(live) > self._most:
+            live = dict(list(live.items())[-self._most :])
+        self._kept = live
         self._until_sweep = max(SWEEP_EVERY, len(self._kept))
+
+    def kept(self, key: bytes) -> tuple[object, int] | None:
+        """A counter's state and until when it counts, microseconds; None = untouched."""
+        return self._kept.get(key)
+
+    def keep(self, key: bytes, state: object, until_us: int) -> None:
+        """Go on from what `kept` told once."""
+        self._kept[key] = (state, until_us)
 
     async def ping(self) -> str:
         return "memory of this process"

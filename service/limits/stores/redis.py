@@ -14,10 +14,11 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import NoScriptError, RedisError, ResponseError
 
-from service.errors import ConfigurationError, StoreUnavailable
+from service.errors import ConfigurationError
 from service.limits import keys
 from service.limits.algorithms import script
 from service.limits.decision import Ask
+from service.limits.stores.faults import unavailable
 
 IDLE_S = 0.5
 """A connection that rested this long is looked at before it is used: the server may have closed it meanwhile."""
@@ -55,10 +56,8 @@ class RedisStore:
         call = ("EVALSHA", self._sha, len(names), *names, now_us, " ".join(runs))
         try:
             return await self._call(call)
-        except ResponseError as error:
-            raise StoreUnavailable(f"Redis refused: {error}") from error
         except (RedisError, OSError) as error:
-            raise StoreUnavailable(f"Redis is away: {error}") from error
+            raise unavailable(error) from error
 
     async def _call(self, call: tuple[Any, ...]) -> Sequence[int]:
         connection = await self._connected()
@@ -79,7 +78,11 @@ class RedisStore:
             raise
 
     async def _connected(self) -> Any:
-        """The connection of this store: redis-py's, without its client, whose every call costs twice as much."""
+        """The connection of this store: redis-py's, without its client, whose every call costs twice as much.
+
+        Raises:
+            StoreUnavailable: There is none to be had.
+        """
         now_s = asyncio.get_running_loop().time()
         connection = self._connection
         if connection is not None and now_s - self._used_s > IDLE_S:
@@ -93,7 +96,10 @@ class RedisStore:
                 await connection.disconnect(nowait=True)
         if self._connection is None:
             connection = self.client.connection_pool.make_connection()  # type: ignore[no-untyped-call]
-            await connection.connect()
+            try:
+                await connection.connect()
+            except (RedisError, OSError) as error:
+                raise unavailable(error, sent=False) from error
             self._connection = connection
         self._used_s = now_s
         return self._connection
@@ -102,7 +108,7 @@ class RedisStore:
         try:
             info = await self.client.info("server")
         except (RedisError, OSError) as error:
-            raise StoreUnavailable(f"Redis is away: {error}") from error
+            raise unavailable(error) from error
         return f"redis {info.get('redis_version', '(unknown version)')}"
 
     async def doubts(self) -> list[str]:
@@ -111,7 +117,7 @@ class RedisStore:
         except ResponseError:  # a managed or restricted Redis does not tell
             return []
         except (RedisError, OSError) as error:
-            raise StoreUnavailable(f"Redis is away: {error}") from error
+            raise unavailable(error) from error
         finally:
             await self.client.aclose()  # asked once: no connection stays for it
         policy = next(iter(found.values()), "noeviction")
@@ -131,7 +137,7 @@ class RedisStore:
             async for key in self.client.scan_iter(match=head.decode() + name, count=1000):
                 found += await self.client.unlink(key)
         except (RedisError, OSError) as error:
-            raise StoreUnavailable(f"Redis is away: {error}") from error
+            raise unavailable(error) from error
         return found
 
     async def aclose(self) -> None:

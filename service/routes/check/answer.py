@@ -17,7 +17,7 @@ def answer(decision: Decision) -> str:
         ]
     )
     more = ',"replayed":true' if decision.replayed else ""
-    if getattr(decision, "degraded", False):
+    if decision.degraded:
         more += ',"degraded":true'
     if decision.allowed:
         return f'{{"allowed":true,"retry_after":null,"limits":[{limits}]{more}}}'

@@ -49,6 +49,7 @@ _ANSWER = _object(
         ),
     },
 )
+_ANSWER["properties"]["degraded"] = {"type": "boolean", "description": "Decided without Redis, which was away"}
 _ANSWERS = {"oneOf": [_ANSWER, _object(results={"type": "array", "items": _ANSWER})]}
 
 _QUESTION = {"key": "alice", "limits": "10/minute;200/hour"}
@@ -92,7 +93,7 @@ OPENAPI: dict[str, Any] = {
         "415": {"description": "Not JSON by its type", **_PROBLEM},
         "422": {"description": "A value is wrong; `errors` names the field; nothing was charged", **_PROBLEM},
         "429": {"description": "This caller asks too often", **_PROBLEM},
-        "503": {"description": "Redis is away; of many, some may have been charged", **_PROBLEM},
+        "503": {"description": "Redis is away, and limits deny then; of many, some may have been charged", **_PROBLEM},
     },
 }
 
