@@ -35,6 +35,7 @@ PROBE = "probe"
 FAKE_REDIS = "fakeredis://"
 
 # What redis-py does not know, in its words.
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*")
 _ALIASES = {"valkey": "redis", "valkeys": "rediss", "redis+unix": "unix"}
 _SCHEMES = ("redis", "rediss", "unix", "fakeredis")
 _LATER = ("redis+sentinel", "redis+cluster")
@@ -49,7 +50,7 @@ def redacted(url: str) -> str:
     Up to the *last* `@` all counts as credentials: a password with a raw `/` or `@` in it is hidden whole.
     """
     scheme, colons, rest = url.partition("://")
-    if not colons:
+    if not colons or not _SCHEME.fullmatch(scheme):
         return "***"  # not a URL: it may be the password itself
     credentials, at, place = rest.rpartition("@")
     if at:

@@ -18,6 +18,7 @@ DEEPEST = 128
 
 _LOADER: type = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _TAG = "tag:yaml.org,2002:"
+_BREAK = re.compile("\r\n|[\n\r\x85\u2028\u2029]")
 _UNREADABLE = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
@@ -103,7 +104,7 @@ def _at(mark: Any, file: str) -> Place:
 
 def _end(before: str, file: str) -> Place:
     """The place behind a text."""
-    lines = before.split("\n")
+    lines = _BREAK.split(before)
     return Place(file, len(lines), len(lines[-1]) + 1)
 
 
