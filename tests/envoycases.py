@@ -7,6 +7,7 @@ minute, an hour and 08:00 UTC, so that windows aligned to the epoch end in 45 s,
 from typing import Any
 
 from service.limits.engine import Engine
+from service.limits.fallback import Fallback
 from service.limits.stores import MemoryStore
 
 NOW_S = 1_800_000_015
@@ -81,10 +82,10 @@ def now_us() -> int:
     return NOW_S * 1_000_000
 
 
-def engine() -> Engine:
+def engine(fallback: Fallback | None = None) -> Engine:
     """Counters of their own, at that time."""
     store = MemoryStore(now_us)
-    return Engine(lambda: store, deadline_s=5)
+    return Engine(lambda: store, deadline_s=5, fallback=fallback)
 
 
 def of(*entries: str, **more: Any) -> dict[str, Any]:

@@ -1,22 +1,25 @@
 """What Envoy's rate-limit service asks and is answered, apart from how it is written: JSON and gRPC share it. Pure.
 
-RateLimitRequest  → `question` → policy → verdict → `answer` → RateLimitResponse
+    RateLimitRequest  → `question` → policy → verdict → `answer` → RateLimitResponse
 
-| asked                              | meant                                                                    |
-| hits_addend, 0 or none             | each descriptor costs 1                                                  |
-| a descriptor's hits_addend         | its own cost, in place of that; 0 looks without spending                 |
-| a descriptor's limit               | counted instead of the catalog's; 0 requests refuse everything           |
+    | asked                              | meant                                                                    |
+    | hits_addend, 0 or none             | each descriptor costs 1                                                  |
+    | a descriptor's hits_addend         | its own cost, in place of that; 0 looks without spending                 |
+    | a descriptor's limit               | counted instead of the catalog's; 0 requests refuse everything           |
 
-| answered, of a descriptor          |                                                                          |
-| code                               | OVER_LIMIT if it had no room, OK with `shadow_mode`; where nothing       |
-|                                    | limits it, OK and nothing else                                           |
-| current_limit                      | of several limits the one that refuses longest, else the one that is     |
-|                                    | nearest to its end; a window without a name of Envoy's: unit UNKNOWN     |
-| limit_remaining                    | of that limit; 2^32-1 where all is unlimited                             |
-| duration_until_reset               | until its quota is whole again, whole seconds, rounded up                |
+    | answered, of a descriptor          |                                                                          |
+    | code                               | OVER_LIMIT if it had no room, OK with `shadow_mode`; where nothing       |
+    |                                    | limits it, OK and nothing else                                           |
+    | current_limit                      | of several limits the one that refuses longest, else the one that is     |
+    |                                    | nearest to its end; a window without a name of Envoy's: unit UNKNOWN     |
+    | limit_remaining                    | of that limit; 2^32-1 where all is unlimited                             |
+    | duration_until_reset               | until its quota is whole again, whole seconds, rounded up                |
 
-| response_headers_to_add            | ratelimit-policy and ratelimit, of all limits that were counted;         |
-|                                    | retry-after, if refused                                                  |
+    | response_headers_to_add            | ratelimit-policy and ratelimit, of all limits that were counted;         |
+    |                                    | retry-after, if refused                                                  |
+
+While Redis is away and `on_outage` decides, what remains is not known: of a status code and current_limit are told, of
+the headers retry-after.
 """
 
 from collections.abc import Iterable
@@ -127,11 +130,13 @@ def _cost(hits: int, where: str) -> int:
 def answer(asked: Question, verdict: Verdict) -> Answer:
     """What a verdict says, in Envoy's words."""
     statuses = tuple(map(_told, verdict.statuses, asked.overrides))
+    if verdict.degraded:
+        statuses = tuple(told._replace(remaining=0, reset_s=None) for told in statuses)
     counted: dict[Standing, None] = {}
     for status, override in zip(verdict.statuses, asked.overrides, strict=True):
         if not _is_shadow(status) and (override is None or override.requests):
             counted.update(dict.fromkeys(status.standings))
-    headers = draft(list(counted)) if counted else []
+    headers = draft(list(counted)) if counted and not verdict.degraded else []
     if verdict.retry_after is not None:
         headers.append((b"retry-after", b"%d" % verdict.retry_after))
     return Answer(not verdict.allowed, statuses, headers)

@@ -20,6 +20,7 @@ from service.errors import StoreUnavailable
 from service.grpc.ratelimit import NAME, RateLimit
 from service.grpc.server import Server
 from service.limits import Limiter, catalog
+from service.limits.fallback import Fallback
 
 SECRET = "5f1d7a84e2c09b36a7d41ce80f93b265"
 FILE = catalog.parse(envoycases.FILE)
@@ -126,7 +127,7 @@ async def test_a_key_asks_the_domains_of_its_scopes_only() -> None:
 
 
 async def test_without_a_store_it_is_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
-    engine = envoycases.engine()
+    engine = envoycases.engine(Fallback("deny"))
 
     async def away(asks: object) -> None:
         raise StoreUnavailable("redis://:hunter2@somewhere")

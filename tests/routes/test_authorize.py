@@ -11,6 +11,7 @@ from service.callers import Callers, parse
 from service.errors import InvalidInput, StoreUnavailable
 from service.limits import Limiter, catalog, identity
 from service.limits.engine import Engine
+from service.limits.fallback import Fallback
 from service.limits.identity import Addresses
 from service.routes.authorize import Authorize, asking, values
 from service.routes.raw import HotApp
@@ -426,12 +427,24 @@ def test_a_client_cannot_choose_its_address_through_a_gateway(made: Made) -> Non
     assert statuses == [200, 200, 200, 429, 429]
 
 
+class Away:
+    """A store that does not answer."""
+
+    async def decide(self, asks: object) -> None:
+        raise StoreUnavailable("redis://:hunter2@somewhere")
+
+    async def aclose(self) -> None: ...
+
+
 def test_without_a_store_it_is_a_503(made: Made) -> None:
-    class Away:
-        async def decide(self, asks: object) -> None:
-            raise StoreUnavailable("redis://:hunter2@somewhere")
-
-        async def aclose(self) -> None: ...
-
-    response = made(engine=Engine(Away)).ask("domain=site")  # type: ignore[arg-type]
+    response = made(engine=Engine(Away, fallback=Fallback("deny"))).ask("domain=site")  # type: ignore[arg-type]
     assert (response.status_code, response.headers["retry-after"]) == (503, "1")
+
+
+def test_while_the_store_is_away_a_share_of_the_limit_passes_and_what_remains_is_not_told(made: Made) -> None:
+    gateway = made(engine=Engine(Away, deadline_s=5))  # type: ignore[arg-type]
+    answers = [gateway.ask("domain=site") for _ in range(4)]
+    assert [answer.status_code for answer in answers] == [200, 200, 200, 429]
+    assert not any("ratelimit" in answer.headers for answer in answers)
+    assert "retry-after" in answers[3].headers
+    assert answers[3].json()["degraded"] is True

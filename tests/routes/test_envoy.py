@@ -15,6 +15,7 @@ from service.callers import Callers, parse
 from service.errors import StoreUnavailable
 from service.limits import Limiter, catalog
 from service.limits.engine import Engine
+from service.limits.fallback import Fallback
 from service.routes.envoy import Envoy
 from service.routes.envoy.route import LARGEST_BODY_BYTES
 from service.routes.raw import HotApp
@@ -176,13 +177,27 @@ def test_a_key_is_needed_where_there_are_keys_and_asks_its_own_domains(made: Mad
     assert statuses == [401, 401, 429]
 
 
+class Away:
+    """A store that does not answer."""
+
+    async def decide(self, asks: object) -> None:
+        raise StoreUnavailable("redis://:hunter2@somewhere")
+
+    async def aclose(self) -> None: ...
+
+
 def test_without_a_store_it_is_a_503(made: Made) -> None:
-    class Away:
-        async def decide(self, asks: object) -> None:
-            raise StoreUnavailable("redis://:hunter2@somewhere")
-
-        async def aclose(self) -> None: ...
-
-    response = made(engine=Engine(Away)).post("/json", json=ask(ALICE))  # type: ignore[arg-type]
+    response = made(engine=Engine(Away, fallback=Fallback("deny"))).post("/json", json=ask(ALICE))  # type: ignore[arg-type]
     assert (response.status_code, response.headers["retry-after"]) == (503, "1")
     assert "hunter2" not in response.text
+
+
+def test_while_the_store_is_away_a_share_of_the_limit_passes_and_what_remains_is_not_told(made: Made) -> None:
+    client = made(engine=Engine(Away, deadline_s=5))  # type: ignore[arg-type]
+    answers = [client.post("/json", json=ask(envoycases.IP)) for _ in range(3)]
+    assert [answer.status_code for answer in answers] == [200, 200, 429]
+    limit = {"requestsPerUnit": 2, "unit": "HOUR"}
+    assert answers[0].json() == {
+        "overallCode": "OK", "statuses": [{"code": "OK", "currentLimit": limit, "limitRemaining": 0}]
+    }  # fmt: skip
+    assert [header["key"] for header in answers[2].json()["responseHeadersToAdd"]] == ["retry-after"]

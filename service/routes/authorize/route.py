@@ -97,7 +97,7 @@ class Authorize:
         wanted = [Wanted(entries) for entries in asked]
         planned = plan(catalog, query.domain, wanted, now_us=self._clock(), strict=False)
         verdict = await decide(self._limiter.engine, planned)
-        headers = draft(verdict.standings) if verdict.standings else []
+        headers = draft(verdict.standings) if verdict.standings and not verdict.degraded else []
         return _passed(headers) if verdict.allowed else _refused(verdict, headers, query.refuse)
 
     def _asked(self, catalog: Catalog, query: Query, found: dict[str, str]) -> Sequence[tuple[tuple[str, str], ...]]:
@@ -167,7 +167,10 @@ def _refused(verdict: Verdict, headers: list[tuple[bytes, bytes]], status: int) 
         429,
         f"{names} is used up; try again in {verdict.retry_after} s",
         type_=QUOTA_EXCEEDED,
-        extra={"violated-policies": list(verdict.exceeded)},
+        extra={
+            "violated-policies": list(verdict.exceeded),
+            **({"degraded": True} if verdict.degraded else {}),
+        },
     )
     response.status_code = status
     response.raw_headers += [*headers, (b"retry-after", b"%d" % (verdict.retry_after or 1))]
