@@ -19,6 +19,7 @@ from bench.simulation import run, simulate
 from bench.simulation.bounds import Bucket, Fixed, Moving
 from bench.simulation.loop import StuckError, virtual_loop
 from bench.simulation.network import SimulatedStore
+from service.limits import fallback, outage
 from service.limits.algorithms.fixed_window import FixedWindow
 from service.limits.algorithms.gcra import Gcra
 from service.limits.algorithms.moving_window import MovingWindow
@@ -36,16 +37,16 @@ def test_every_promise_holds_whatever_goes_wrong():
     report = simulate(range(SEEDS))
     assert not report.broken, [run(seed).text() for seed in report.broken]
     assert len(report.events) == 10, f"not every fault took place: {report.events}"
-    for outcome in ("admitted", "refused", "unavailable", "gone", "charged late"):
-        assert report.counts[outcome] > SEEDS, report.counts
+    for outcome in ("admitted", "refused", "degraded", "unavailable", "gone", "charged late"):
+        assert report.counts[outcome] > SEEDS / 2, report.counts
 
 
 def test_the_same_seed_is_the_same_run():
     """To the microsecond: in this process, and in one that hashes strings in another order."""
-    traces = [run(seed).trace for seed in range(12)]
-    assert traces == [run(seed).trace for seed in range(12)]
-    assert len(set(traces)) == 12
-    source = "from bench.simulation import run; print(*(run(seed).trace for seed in range(12)))"
+    traces = [run(seed).trace for seed in range(8)]
+    assert traces == [run(seed).trace for seed in range(8)]
+    assert len(set(traces)) == 8
+    source = "from bench.simulation import run; print(*(run(seed).trace for seed in range(8)))"
     env = {**os.environ, "PYTHONHASHSEED": "4711"}
     done = subprocess.run(
         [sys.executable, "-c", source], cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True, check=True
@@ -193,6 +194,38 @@ def giving_back_gives_more(patch):
     patch.setattr(MovingWindow, "give_back", lambda self, cost, at_us: give_back(self, cost + 1, at_us))
 
 
+def a_breaker_opens_late(patch):
+    patch.setattr(outage, "OPENED_BY", 3)
+
+
+def a_breaker_looks_too_often(patch):
+    patch.setattr(outage, "PROBE_S", (0.9, 1.1))
+
+
+def every_worker_admits_the_whole_limit(patch):
+    patch.setattr(fallback, "share", lambda limit, place: limit)
+
+
+def who_comes_in_an_outage_waits(patch):
+    stand_in = Lane.stand_in
+
+    def waits(self, ask, **more):
+        answer = self.loop.create_future()
+        found = stand_in(self, ask, **more)
+        found.exception() if found.done() and not found.cancelled() else None
+        self.loop.call_later(0.01, lambda: answer.done() or _copy(found, answer))
+        return answer
+
+    patch.setattr(Lane, "stand_in", waits)
+
+
+def _copy(found, answer):
+    if found.exception() is not None:
+        answer.set_exception(found.exception())
+    else:
+        answer.set_result(found.result())
+
+
 def found(make_store=SimulatedStore):
     for seed in range(FOUND_WITHIN):
         one = run(seed, make_store)
@@ -210,8 +243,8 @@ def test_a_bug_planted_in_the_store_is_found_and_named(store, says):
 
 
 PLANTED = {
-    unsettled_is_not_counted: "had been charged",
-    everything_is_unsettled: "had been charged|in peace",
+    unsettled_is_not_counted: "had charged",
+    everything_is_unsettled: "had charged|in peace",
     whoever_left_shifts_the_answers: "was told",
     nobody_watches_the_deadline: "after its deadline",
     what_nobody_waits_for_is_sent: "was sent although",
@@ -222,6 +255,10 @@ PLANTED = {
     a_refused_request_is_charged: "was refused, and changed",
     tokens_are_forgotten: "its token was charged before",
     giving_back_gives_more: "in less than a window",
+    a_breaker_opens_late: "asks for a caller although 2 calls",
+    a_breaker_looks_too_often: "probes \\d+ us after",
+    every_worker_admits_the_whole_limit: "without the server",
+    who_comes_in_an_outage_waits: "was answered 10000 us ",
 }
 
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from random import Random
 
 from bench.simulation.network import Fate
+from service.limits.limit import ON_OUTAGE, OnOutage
 
 SECOND_US = 1_000_000
 
@@ -48,6 +49,7 @@ class Plan:
         delay_us, late_us: A message's way, least and most.
         fates: Shares of messages, while it is rough.
         leaving: Share of callers who may leave before they are answered.
+        on_outage: What is answered while the server is away.
         events: In order of time.
     """
 
@@ -58,6 +60,7 @@ class Plan:
     late_us: tuple[int, int]
     fates: dict[Fate, float]
     leaving: float
+    on_outage: OnOutage
     events: tuple[Event, ...]
 
     @property
@@ -85,6 +88,7 @@ def draw(random: Random) -> Plan:
         late_us=(50_000, 900_000),
         fates=fates,
         leaving=random.choice([0, 0.1, 0.3]),
+        on_outage=random.choice(ON_OUTAGE),
         events=tuple(sorted(events, key=lambda event: event.at_us)),
     )
 

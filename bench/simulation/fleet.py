@@ -7,7 +7,7 @@ from random import Random
 from bench.simulation.faults import Plan
 from bench.simulation.ledger import Asked, Ledger
 from bench.simulation.loop import VirtualLoop
-from bench.simulation.network import Link, Server, SimulatedStore
+from bench.simulation.network import EPOCH_US, Link, Server, SimulatedStore
 from service.errors import StoreUnavailable
 from service.limits import keys
 from service.limits.algorithms import ALGORITHMS
@@ -15,6 +15,8 @@ from service.limits.decision import CHARGE, DEBIT, GIVE_BACK, LOOK, Ask, Charge,
 from service.limits.engine import Engine
 from service.limits.fallback import Fallback
 from service.limits.limit import Limit
+from service.limits.share import Place, share
+from service.limits.spent import Spent
 from service.limits.token import token
 
 DEADLINE_S = 0.25
@@ -41,18 +43,18 @@ class Worker:
         dead: It is gone: what it still seems to do, nobody sees.
     """
 
-    def __init__(self, name: str, link: Link, ledger: Ledger, make_store: MakeStore) -> None:
+    def __init__(self, name: str, link: Link, ledger: Ledger, make_store: MakeStore, fallback: Fallback) -> None:
         self.name = name
         self.link = link
         self.dead = False
         self._ledger = ledger
-        self.engine = Engine(lambda: make_store(link), DEADLINE_S, fallback=Fallback("deny"))
+        self.engine = Engine(lambda: make_store(link), DEADLINE_S, fallback=fallback)
 
-    async def decide(self, ask: Ask, of: Ask | None = None) -> Decision | None:
+    async def decide(self, ask: Ask, of: Ask | None = None, *, here: bool = False) -> Decision | None:
         """Ask, and put down what came out. None: nobody could decide."""
-        asked = self._ledger.asks(self.name, ask, of)
+        asked = self._ledger.asks(self.name, ask, of, at_once=here or self.link.given_up)
         try:
-            decision = await self.engine.decide(ask)
+            decision = await self.engine.decide(ask, here=here)
         except StoreUnavailable as error:
             self._tell(asked, error)
             return None
@@ -84,7 +86,7 @@ class Fleet:
         loop: VirtualLoop,
         ledger: Ledger,
         server: Server,
-        open_: Callable[[str], Worker],
+        open_: Callable[[str, Fallback], Worker],
     ) -> None:
         self._plan = plan
         self._random = random
@@ -94,24 +96,30 @@ class Fleet:
         self._open = open_
         self._number = 0
         self._tokens = 0
-        self.workers = [self._new() for _ in range(plan.workers)]
+        self._spent = [Spent(clock=lambda: EPOCH_US + loop.now_us) for _ in range(plan.workers)]
+        self.workers = [self._new(slot) for slot in range(plan.workers)]
         self.retired: list[Worker] = []
         self.killed: list[Worker] = []
 
-    def _new(self) -> Worker:
+    def _new(self, slot: int) -> Worker:
+        """Whoever has a slot goes on with what its last one spent by itself."""
         self._number += 1
-        return self._open(f"worker {self._number}")
+        fallback = Fallback(self._plan.on_outage, spent=self._spent[slot], place=lambda: self.place(slot))
+        return self._open(f"worker {self._number}", fallback)
+
+    def place(self, slot: int) -> Place:
+        return Place(slot=slot, workers=self._plan.workers)
 
     def kill(self, slot: int) -> None:
         """SIGKILL: another process takes the slot."""
-        old, self.workers[slot] = self.workers[slot], self._new()
+        old, self.workers[slot] = self.workers[slot], self._new(slot)
         old.dead = True
         old.link.die()
         self.killed.append(old)
 
     async def retire(self, slot: int) -> None:
         """The end in good order, with whatever is under way; nothing stays open."""
-        old, self.workers[slot] = self.workers[slot], self._new()
+        old, self.workers[slot] = self.workers[slot], self._new(slot)
         self.retired.append(old)
         await old.engine.aclose()
         if any(connection.link is old.link for connection in self._server.open.values()):
@@ -155,7 +163,8 @@ class Fleet:
         decision = await worker.decide(ask)
         if kind == CHARGE and decision is not None and decision.allowed and random.random() < 0.1:
             await asyncio.sleep(random.randint(0, 500_000) / 1_000_000)
-            await self.workers[slot].decide(Ask(charges, GIVE_BACK, decision.at_us), ask)
+            back = Ask(charges, GIVE_BACK, decision.at_us)
+            await self.workers[slot].decide(back, ask, here=decision.degraded)
 
     def _mixed(self) -> list[Charge]:
         """One to three limits of one caller; some of several units."""
@@ -180,11 +189,16 @@ class Fleet:
                 continue
             await asyncio.sleep(decision.retry_us / 1_000_000)
             again = await self.workers[slot].decide(Ask([one]))
-            undisturbed = self._seen(one.key) == (before[0] + (again is not None and again.allowed), *before[1:])
-            if again is not None and not again.allowed and undisturbed:
-                self._ledger.fault(
-                    f"{one.key.decode()} passed not, {decision.retry_us} us after it was told to wait so long"
-                )
+            if again is None or again.allowed or again.degraded != decision.degraded:
+                continue
+            if decision.degraded:
+                part = share(limit, self.place(slot))
+                undisturbed = part is not None and one.cost <= part.capacity
+            else:
+                undisturbed = self._seen(one.key) == before
+            if undisturbed:
+                wait = f"{decision.retry_us} us after it was told to wait so long"
+                self._ledger.fault(f"{one.key.decode()} passed not, {wait}")
 
     def _seen(self, key: bytes) -> tuple[int, int, int]:
         return self._ledger.charges[key], self._ledger.losses, self._server.steps_back

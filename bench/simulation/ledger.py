@@ -6,7 +6,9 @@ The promises it watches:
   it lost no data; a token is charged once, however often it comes
 - what is refused changes no counter; what nobody waits for any more is not sent
 - a caller is answered once, with what was decided for him, and no later than the deadline
-- a charge nobody was admitted for is counted as unsettled by the worker that told so; nothing else is
+- a charge that its worker heard nothing of is counted as unsettled; nothing else is
+- while the server is away: two calls in a row, then a probe a second, and no caller waits; what workers let pass by
+  themselves fits the limit, all of them together
 - whoever waits as long as he was told, alone, passes
 """
 
@@ -18,8 +20,8 @@ from dataclasses import dataclass, field
 from bench.simulation.bounds import ANY_WINDOW, BOUNDS, Bound
 from bench.simulation.loop import VirtualLoop
 from service.errors import StoreUnavailable
-from service.limits import keys
 from service.limits.decision import CHARGE, LOOK, Ask, Decision, TokenAsk, read
+from service.limits.lane import Counters
 from service.limits.limit import Limit
 
 ROUNDING_US = 2
@@ -33,13 +35,16 @@ class Asked:
     Attributes:
         of: What a GIVE_BACK gives back.
         decided: By the server; None = not yet, or never.
-        told: "decision", "unavailable", or "gone" for a caller who left or whose worker died; "" = nothing yet.
+        at_once: Its worker knows that the server is away.
+        told: "decision", "degraded", "unavailable", or "gone" for a caller who left or whose worker died; "" = nothing
+            yet.
     """
 
     worker: str
     ask: Ask
     at_us: int
     of: Ask | None = None
+    at_once: bool = False
     decided: Decision | None = None
     told: str = ""
 
@@ -75,6 +80,11 @@ class Passed:
 class Ledger:
     """Of one run.
 
+    Args:
+        loop: Whose time it is.
+        deadline_s: Seconds an ask may take.
+        shares: While the server is away, workers let pass their shares, and nothing else.
+
     Attributes:
         broken: The promise that did not hold first; never set if all did.
         counts: How often what came to pass.
@@ -82,11 +92,13 @@ class Ledger:
         charges: How often anything was done to a counter, by key.
     """
 
-    def __init__(self, loop: VirtualLoop, deadline_s: float) -> None:
+    def __init__(self, loop: VirtualLoop, deadline_s: float, *, shares: bool) -> None:
         self._loop = loop
         self._latest_us = round(deadline_s * 1_000_000) + ROUNDING_US
         self._asked: dict[Ask, Asked] = {}
         self._counters: dict[bytes, Passed] = {}
+        self._here: dict[bytes, Passed] = {}
+        self._shares = shares
         self._tokens: set[bytes] = set()
         self._bounds = BOUNDS
         self.broken: asyncio.Future[str] = loop.create_future()
@@ -101,14 +113,14 @@ class Ledger:
 
     # ── asked, decided, told ─────────────────────────────────────────────────────────────────────────────────
 
-    def asks(self, worker: str, ask: Ask, of: Ask | None = None) -> Asked:
+    def asks(self, worker: str, ask: Ask, of: Ask | None = None, *, at_once: bool = False) -> Asked:
         """A caller asks; every ask is another object."""
-        asked = self._asked[ask] = Asked(worker, ask, self._loop.now_us, of)
+        asked = self._asked[ask] = Asked(worker, ask, self._loop.now_us, of, at_once)
         return asked
 
     def sent(self, batch: Sequence[Ask]) -> None:
         """A worker sends these."""
-        for asked in (self._asked[ask] for ask in batch if not _probes(ask)):
+        for asked in (self._asked[ask] for ask in batch):
             if asked.told:
                 self.fault(f"{asked} was sent although its caller had been told {asked.told}")
 
@@ -116,8 +128,6 @@ class Ledger:
         """The server has decided a batch."""
         start = 1
         for ask in batch:
-            if _probes(ask):
-                continue
             asked = self._asked[ask]
             if asked.decided is not None:
                 self.fault(f"{asked} was decided twice")
@@ -129,8 +139,6 @@ class Ledger:
 
     def compared(self, ask: Ask, before: object, after: object) -> None:
         """What the server kept before and after it decided one ask: a refusal changes no counter."""
-        if _probes(ask):
-            return
         asked = self._asked[ask]
         assert asked.decided is not None
         if not asked.decided.allowed and not isinstance(ask, TokenAsk) and before != after:
@@ -140,12 +148,17 @@ class Ledger:
         """The caller has an answer."""
         if asked.told:
             self.fault(f"{asked} was answered twice")
-        late_us = self._loop.now_us - asked.at_us - self._latest_us
+        late_us = self._loop.now_us - asked.at_us - (0 if asked.at_once else self._latest_us)
         if late_us > 0:
-            self.fault(f"{asked} was answered {late_us} us after its deadline")
+            self.fault(f"{asked} was answered {late_us} us {'' if asked.at_once else 'after its deadline'}")
         if isinstance(outcome, StoreUnavailable):
             asked.told = "unavailable"
             self.counts["unavailable"] += 1
+            return
+        if outcome.degraded:
+            asked.told = "degraded"
+            self.counts["degraded"] += 1
+            self._count_here(asked, outcome)
             return
         asked.told = "decision"
         self.counts["admitted" if outcome.allowed else "refused"] += 1
@@ -176,6 +189,22 @@ class Ledger:
                 passed.returned.add(asked.of)
             else:
                 passed.spoilt = True
+
+    def _count_here(self, asked: Asked, outcome: Decision) -> None:
+        """A worker let units pass by itself: all workers together, at most the limit.
+
+        Windows begin for each by itself, unless they are longer than the run.
+        """
+        if not self._shares or asked.ask.kind == LOOK or not outcome.allowed:
+            return
+        for limit, key, cost in asked.ask.charges:
+            known = BOUNDS if limit.window_s > 3_600 else ANY_WINDOW
+            passed = self._here.setdefault(key, Passed(limit, known[limit.algorithm](limit)))
+            if asked.ask.kind != CHARGE or isinstance(asked.ask, TokenAsk):
+                passed.spoilt = True
+            if not passed.spoilt:
+                sentence = passed.bound.passed(self._loop.now_us, cost)
+                self._judge(key, sentence and f"without the server, {sentence}")
 
     def _judge(self, key: bytes, sentence: str | None) -> None:
         if sentence is not None:
@@ -212,24 +241,29 @@ class Ledger:
 
     # ── at the end ───────────────────────────────────────────────────────────────────────────────────────────
 
-    def closed(self, unsettled: dict[str, int]) -> None:
-        """All is over. `unsettled`: what each worker that lives counted."""
+    def closed(self, counters: dict[str, Counters]) -> None:
+        """All is over. `counters`: of each worker that lives."""
         self._judge_returned()
         told: Counter[str] = Counter()
         late: Counter[str] = Counter()
+        without: Counter[str] = Counter()
         for asked in self._asked.values():
             if not asked.told:
                 self.fault(f"{asked} was never answered")
-            if asked.told == "unavailable" and asked.ask.kind == CHARGE:
-                told[asked.worker] += 1
-                late[asked.worker] += asked.charged
+            if asked.told in ("unavailable", "degraded"):
+                without[asked.worker] += 1
+                if asked.ask.kind == CHARGE:
+                    told[asked.worker] += 1
+                    late[asked.worker] += asked.charged
         self.counts["charged late"] = sum(late.values())
-        for worker, counted in unsettled.items():
-            if not late[worker] <= counted <= told[worker]:
+        for worker, counted in counters.items():
+            if not late[worker] <= counted.unsettled <= told[worker]:
                 self.fault(
-                    f"{worker} counted {counted} unsettled asks; {late[worker]} of the {told[worker]} it called "
-                    "unavailable had been charged"
+                    f"{worker} counted {counted.unsettled} unsettled asks; of the {told[worker]} that were decided "
+                    f"without the server, it had charged {late[worker]}"
                 )
+            if sum(counted.degraded.values()) < without[worker]:
+                self.fault(f"{worker} counted {counted.degraded}, but decided {without[worker]} without the server")
 
     def used(self, key: bytes) -> tuple[int, int]:
         """(units that passed a counter, asks that were decided on it)."""
@@ -238,8 +272,3 @@ class Ledger:
             sum(cost for _, cost, _ in passed.log) if passed else 0,
             sum(one.decided is not None and one.ask.charges[0].key == key for one in self._asked.values()),
         )
-
-
-def _probes(ask: Ask) -> bool:
-    """Whether a breaker asks, and no caller. A probe travels alone."""
-    return ask.names[0] == keys.probe(ask.names[0])

@@ -15,7 +15,10 @@ from typing import TYPE_CHECKING, Any
 from redis.exceptions import BusyLoadingError, ConnectionError, NoScriptError, ResponseError
 
 from bench.simulation.loop import VirtualLoop
+from service.errors import StoreUnavailable
+from service.limits import keys
 from service.limits.decision import Ask
+from service.limits.stores.faults import REFUSED
 from service.limits.stores.memory import MemoryStore
 from service.limits.stores.redis import RedisStore
 
@@ -23,6 +26,10 @@ if TYPE_CHECKING:
     from bench.simulation.ledger import Ledger
 
 EPOCH_US = 1_790_000_000_000_000
+OPENED_BY = 2
+"""Calls in a row without an answer after which a worker asks for nobody any more, as promised."""
+PROBE_US = 1_000_000
+"""Between two looks of a worker at a server that is away, at least."""
 
 
 class Fate(StrEnum):
@@ -175,6 +182,8 @@ class Server:
         before = self.memory.saved()
         numbers = self.memory.decide_now(batch)
         self._trace(f"decides {' '.join(map(str, numbers))}")
+        if probes(batch[0]):
+            return numbers
         self.ledger.decided(batch, numbers, self.elapsed_us)
         if len(batch) == 1 and not self.steps_back:  # a clock that was set back is mended whatever the answer
             self.ledger.compared(batch[0], before, self.memory.saved())
@@ -215,12 +224,18 @@ class Wires:
         return self._random.randint(*(self._late_us if fate is Fate.LATE else self._delay_us))
 
 
+def probes(ask: Ask) -> bool:
+    """Whether a breaker asks, and no caller. A probe travels alone."""
+    return ask.names[0] == keys.probe(ask.names[0])
+
+
 class Link:
     """A worker's way to the server: what stands for redis-py's client, and for its pool.
 
     Attributes:
         batch: What the store is about to send.
         hole: Nothing passes, and nobody is told: a partition, or a worker that is dead.
+        failures: Calls in a row that were not answered.
     """
 
     def __init__(
@@ -234,7 +249,28 @@ class Link:
         self.batch: Sequence[Ask] = ()
         self.hole = False
         self.dead = False
+        self.failures = 0
+        self._probed_us: int | None = None
         self.connection_pool = self
+
+    @property
+    def given_up(self) -> bool:
+        """Two calls in a row were not answered: until a probe is, nobody asks the server for a caller."""
+        return self.failures >= OPENED_BY
+
+    def sends(self) -> None:
+        """A call begins."""
+        ledger, now_us = self.server.ledger, self.loop.now_us
+        if not probes(self.batch[0]):
+            ledger.sent(self.batch)
+            if self.given_up:
+                ledger.fault(f"{self.name} asks for a caller although {self.failures} calls were not answered")
+            return
+        if self._probed_us is not None and now_us < self._probed_us + PROBE_US:
+            ledger.fault(f"{self.name} probes {now_us - self._probed_us} us after its last probe")
+        if not self.given_up:
+            ledger.fault(f"{self.name} probes after {self.failures} calls that were not answered")
+        self._probed_us = now_us
 
     def make_connection(self) -> "Connection":
         return Connection(self)
@@ -347,6 +383,16 @@ class SimulatedStore(RedisStore):
         self._link = link
 
     async def decide(self, asks: Sequence[Ask]) -> Sequence[int]:
-        self._link.batch = asks
-        self._link.server.ledger.sent(asks)
-        return await super().decide(asks)
+        link = self._link
+        link.batch = asks
+        link.sends()
+        try:
+            numbers = await super().decide(asks)
+        except StoreUnavailable as error:
+            link.failures += error.reason != REFUSED
+            raise
+        except asyncio.CancelledError:
+            link.failures += 1
+            raise
+        link.failures = 0
+        return numbers
