@@ -59,5 +59,5 @@ validation, before dependencies.
 Rooms marked · are pure: no clock, socket, environment. Imports point inward: routes → limits → algorithms.
 
 Rooms the plan keeps free, for what comes next: limits/outage.py (the breaker, and what is answered while Redis is
-away: until then 503), stores/ for Sentinel and Cluster. The catalog is read, and nothing asks it yet.
+away: until then 503), stores/ for Sentinel and Cluster.
 """

@@ -1,7 +1,9 @@
 """The rate-limit service, wired: settings in, an ASGI app out. The only place where the parts meet."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -12,6 +14,7 @@ from service import callers as known
 from service import settings as deployment
 from service.database import Supabase
 from service.limits import Limiter, identity
+from service.limits.catalog import Kept, Live, Still
 from service.limits.passage import problem_response
 from service.listener import for_grpc
 from service.routes import check, health
@@ -39,6 +42,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         on_outage=settings.on_outage,
         hosts=settings.hosts,
     )
+    live = _catalog(settings)
     keys = settings.api_keys
     callers = known.Callers(known.parse(keys.get_secret_value()) if keys else (), limiter, settings.miss_limit)
 
@@ -47,7 +51,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with supabase as app.state.supabase, _grpc(settings):
+        async with supabase as app.state.supabase, _watched(live), _grpc(settings):
             yield
         await limiter.aclose()
 
@@ -61,9 +65,10 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.limiter = limiter
     app.state.settings = settings
     app.state.callers = callers
+    app.state.live = live
     app.add_middleware(limiter.middleware)
-    app.include_router(health.router(limiter, supabase))
-    app.hot = {"/v1/check": check.Check(limiter, settings, callers)}
+    app.include_router(health.router(limiter, supabase, live))
+    app.hot = {"/v1/check": check.Check(limiter, settings, callers, live)}
     describe = app.openapi
 
     def openapi() -> dict[str, Any]:
@@ -74,6 +79,22 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
     app.openapi = openapi  # type: ignore[method-assign]
     return app
+
+
+def _catalog(settings: Settings) -> Live | Still:
+    if settings.limits is None:
+        return Still()
+    return Live(settings.limits, kept=Kept(Path(settings.limits_kept)) if settings.limits_kept else None)
+
+
+@asynccontextmanager
+async def _watched(live: Live | Still) -> AsyncIterator[None]:
+    watching = asyncio.create_task(live.watch())
+    try:
+        yield
+    finally:
+        watching.cancel()
+        await asyncio.wait([watching])
 
 
 @asynccontextmanager

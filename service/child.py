@@ -88,6 +88,7 @@ class Inheritance:
         started_s, recycles: As in `Status`.
         redis: What the embedded Redis needs to be known again; None = there is none.
         grpc: Descriptor of its listener; None = there is none.
+        kept: Where the last good catalog is; None = nowhere.
     """
 
     listener: int
@@ -96,3 +97,4 @@ class Inheritance:
     recycles: int
     redis: dict[str, Any] | None = None
     grpc: int | None = None
+    kept: str | None = None

@@ -77,6 +77,10 @@ def _serve(
     grpc_port: GrpcPort = None,
     workers: Annotated[int | None, _workers("one a core, at least 2")] = None,
     redis: Redis = None,
+    limits: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Limits by name, read again on change; or a directory.", show_default=False),
+    ] = None,
     max_requests: MaxRequests = None,
     log_level: LogLevel = None,
     log_file: LogFile = None,
@@ -90,6 +94,7 @@ def _serve(
         grpc_port=grpc_port,
         workers=workers,
         redis_url=redis,
+        limits=limits,
         max_requests=max_requests,
         log_level=log_level,
         log_file=log_file,

@@ -18,10 +18,12 @@ import contextlib
 import ipaddress
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -38,6 +40,8 @@ from service import listener as sockets
 from service import target as targets
 from service.child import Inheritance
 from service.errors import ConfigurationError
+from service.limits import catalog
+from service.limits.catalog import InvalidCatalog
 from service.limits.stores.embedded import EmbeddedRedis, find_binary
 from service.settings import (
     FAKE_REDIS,
@@ -154,6 +158,14 @@ def _check_callers(settings: Settings) -> None:
         )
 
 
+def _check_limits(path: str) -> None:
+    """The file as the workers will read it; all that is wrong on one line."""
+    try:
+        catalog.load(path)
+    except InvalidCatalog as error:
+        raise ConfigurationError("; ".join(str(error).splitlines())) from None
+
+
 def _is_loopback(host: str) -> bool:
     try:
         address = ipaddress.ip_address(host)
@@ -176,6 +188,8 @@ def serve(settings: Settings, target: Target, announce: Callable[[Banner], None]
     targets.check(target)
     if target.service and settings.grpc_port is not None:
         grpc.check()
+    if target.service and settings.limits is not None:
+        _check_limits(settings.limits)
     logs.configure(settings)
     before, directory = dict(os.environ), working_directory()
     handover = take_handover()
@@ -187,8 +201,10 @@ def serve(settings: Settings, target: Target, announce: Callable[[Banner], None]
         listener = stack.enter_context(_listening(settings, target, inherited))
         for_grpc = stack.enter_context(_listening_for_grpc(settings, target, inherited))
         store = stack.enter_context(_redis(settings, made, inherited))
+        kept = stack.enter_context(_keeping(settings, target, inherited))
         workers = 1 if store.url == FAKE_REDIS else made.workers
-        settings = settings.model_copy(update={"redis_url": store.url, "workers": workers})
+        update = {"redis_url": store.url, "workers": workers, "limits_kept": kept}
+        settings = settings.model_copy(update=update)
         os.environ.update(settings.as_environment())
         if inherited is None:
             where, with_key = _where(listener, settings, target), settings.api_keys is not None
@@ -210,7 +226,7 @@ def serve(settings: Settings, target: Target, announce: Callable[[Banner], None]
             inherited=inherited,
             watched=store.missed,
             hand_over=lambda legacy, interrupted: _hand_over(
-                replace(legacy, redis=store.legacy()), interrupted, before, directory
+                replace(legacy, redis=store.legacy(), kept=kept), interrupted, before, directory
             ),
         ).run()
 
@@ -244,6 +260,23 @@ def _listening_for_grpc(
     port = settings.grpc_port if target.service else None
     with sockets.listening_for_grpc(host=settings.host, port=port, fd=fd, backlog=settings.backlog) as listener:
         yield listener
+
+
+@contextlib.contextmanager
+def _keeping(settings: Settings, target: Target, inherited: Inheritance | None) -> Iterator[str | None]:
+    """Where the workers keep the last good catalog; None where nothing can be written: then they do without."""
+    if not target.service or settings.limits is None:
+        yield None
+        return
+    path = inherited.kept if inherited else None
+    if path is None:
+        with contextlib.suppress(OSError):
+            path = str(Path(tempfile.mkdtemp(prefix="onequota-"), "limits.zip"))
+    try:
+        yield path
+    finally:
+        if path is not None:
+            shutil.rmtree(Path(path).parent, ignore_errors=True)
 
 
 def _where(listener: socket.socket, settings: Settings, target: Target) -> str:

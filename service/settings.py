@@ -180,6 +180,8 @@ class Settings(BaseSettings):
         on_outage: What limits answer while Redis is away, unless one says otherwise: `local`, `allow` or `deny`.
         hosts: How many hosts share the counters, this one included; `local` divides limits by it.
         trusted_proxies: Networks whose X-Forwarded-For is believed, canonical CIDR; `unix:` = unix sockets.
+        limits: File or directory of the catalog; None = there is none. Read by `service.app`.
+        limits_kept: Where the last good catalog is kept; said by the runner to its workers.
         check_limit: Limit string that guards /v1/check per caller's address; read by `service.app`.
         api_keys: Who may ask the service, and for what; None = everybody, everything. Read by `service.callers`.
         miss_limit: Requests without a good key that an address is told so; more are 429.
@@ -236,6 +238,8 @@ class Settings(BaseSettings):
     )
     hosts: Annotated[int, _whole(1, 10_000)] = 1
     trusted_proxies: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_items), AfterValidator(_networks)] = ()
+    limits: str | None = Field(default=None, min_length=1, description="a path of a file or directory")
+    limits_kept: str | None = Field(default=None, min_length=1, description="a path")
     check_limit: str = Field(default="10000000/minute", min_length=1, description="a limit such as 10000000/minute")
     api_keys: SecretStr | None = Field(default=None, repr=False)
     miss_limit: str = Field(default="30/minute", min_length=1, description="a limit such as 30/minute")

@@ -297,7 +297,7 @@ def test_what_cannot_work_is_one_line_and_exit_status_2(
 @pytest.mark.parametrize(
     ("name", "promised"),
     [
-        ("serve", "--host --port --workers --redis --json --max-requests --log-level --log-file --access-log"),
+        ("serve", "--host --port --workers --redis --limits --json --max-requests --log-level --log-file --access-log"),
         ("run", "MODULE:APP --host --port --workers --redis --factory --app-dir --uds --fd --reload --json"
                 " --max-requests --log-level --log-file --access-log"
                 " --ssl-keyfile --ssl-certfile --ssl-keyfile-password --ssl-ca-certs"),

@@ -264,12 +264,12 @@ async def decide(engine: Engine, planned: Planned, *, peek: bool = False, once: 
         InvalidInput: A token came with other content before.
     """
     if planned.ask is not None and once is None and not peek:
-        return _simple(planned, await engine.decide(planned.ask))
+        return verdict_of(planned, await engine.decide(planned.ask))
     return await _Deciding(engine, planned, peek, once).verdict()
 
 
-def _simple(planned: Planned, decision: Decision) -> Verdict:
-    """All descriptors were one question."""
+def verdict_of(planned: Planned, decision: Decision) -> Verdict:
+    """What `decide` makes of the answer to `planned.ask`, or to the same charges asked in another way."""
     found = {charge.key: s for charge, s in zip(planned.ask.charges, decision.standings, strict=True)}  # type: ignore[union-attr]
     statuses = tuple(_status(part, [found[charge.key] for charge in part.charges]) for part in planned.parts)
     return Verdict(

@@ -12,6 +12,7 @@ from service import status
 from service.database import Supabase
 from service.errors import REDUCED_CAPACITY, DatabaseUnavailable, StoreUnavailable
 from service.limits import Limiter
+from service.limits.catalog import Live, Still
 from service.limits.passage import problem_response
 
 try:
@@ -23,8 +24,11 @@ ASK_EVERY_S = 0.2
 """How often one worker asks the store at most: `/ready` is not limited, for who asks it must get its answer."""
 
 
-def router(limiter: Limiter, supabase: Supabase) -> APIRouter:
-    """`/health`, never limited and never waiting, and `/ready`, which asks the store and Supabase."""
+def router(limiter: Limiter, supabase: Supabase, live: Live | Still) -> APIRouter:
+    """`/health`, never limited and never waiting, and `/ready`, which asks the store and Supabase.
+
+    Both tell which catalog is in force in this worker, and why a newer one is not.
+    """
     routes = APIRouter(tags=["health"])
     asked_s: float = -ASK_EVERY_S
     said: tuple[dict[str, Any] | None, str | None] = None, None
@@ -32,7 +36,7 @@ def router(limiter: Limiter, supabase: Supabase) -> APIRouter:
     @routes.get("/health", summary="200 while the process lives")
     @limiter.exempt
     async def health() -> dict[str, Any]:
-        return {"status": "healthy", "version": VERSION, "pid": os.getpid(), **_service()}
+        return {"status": "healthy", "version": VERSION, "pid": os.getpid(), "limits": _limits(live), **_service()}
 
     @routes.get(
         "/ready",
@@ -50,12 +54,19 @@ def router(limiter: Limiter, supabase: Supabase) -> APIRouter:
                 said = None, str(error)
         answer, missing = said
         if missing is None:
-            return JSONResponse({**(answer or {}), "supabase": await _supabase(supabase), **_service()})
+            told = {"limits": _limits(live), "supabase": await _supabase(supabase), **_service()}
+            return JSONResponse({**(answer or {}), **told})
         response = problem_response(503, missing, type_=REDUCED_CAPACITY, extra={"missing": ["redis"]})
         response.headers["retry-after"] = "1"
         return response
 
     return routes
+
+
+def _limits(live: Live | Still) -> dict[str, Any]:
+    error = None if live.error is None else "; ".join(str(live.error).splitlines())
+    counts = {"reloads": live.reloads, "refusals": live.refusals}
+    return {"version": live.catalog.version, "domains": len(live.catalog.domains), "error": error, **counts}
 
 
 def _service() -> dict[str, Any]:

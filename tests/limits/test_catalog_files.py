@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from service.limits.catalog import InvalidCatalog, Live, live, load, parse
+from service.limits.catalog import InvalidCatalog, Kept, Live, live, load, parse
 
 PATIENCE_S = 20
 
@@ -494,3 +494,49 @@ def test_reading_leaves_the_garbage_collector_as_it_was(file: Path) -> None:
         assert not gc.isenabled()
     finally:
         gc.enable()
+
+
+# Kept
+
+
+def test_what_was_good_is_kept_for_a_start_with_a_bad_file(file: Path, tmp_path: Path) -> None:
+    kept = Kept(tmp_path / "kept.zip")
+    version = Live(file, kept=kept).catalog.version
+    file.write_text("no: catalog")
+    found = Live(file, kept=kept)
+    assert (found.catalog.version, amount(found), found.refusals) == (version, 1, 1)
+    assert "no: unknown" in str(found.error) or str(found.error).startswith(str(file))
+    file.write_text(text(2))
+    assert found.refresh()
+    assert (amount(found), found.error, found.reloads) == (2, None, 1)
+    file.unlink()
+    assert amount(Live(file, kept=kept)) == 2
+
+
+def test_a_directory_is_kept_as_it_was(tmp_path: Path) -> None:
+    folder = tmp_path / "limits"
+    folder.mkdir()
+    for number, name in enumerate(("b.yaml", "a.yaml", "c.yml"), 1):
+        (folder / name).write_text(text(number, name[0]))
+    kept = Kept(tmp_path / "kept.zip")
+    before = Live(folder, kept=kept).catalog
+    shutil.rmtree(folder)
+    assert Live(folder, kept=kept).catalog.version == before.version
+
+
+@pytest.mark.parametrize("content", [None, b"", b"PK\x05\x06 broken"])
+def test_without_anything_good_that_was_kept_a_bad_file_is_an_error(
+    file: Path, tmp_path: Path, content: bytes | None
+) -> None:
+    file.write_text("no: catalog")
+    if content is not None:
+        (tmp_path / "kept.zip").write_bytes(content)
+    with pytest.raises(InvalidCatalog):
+        Live(file, kept=Kept(tmp_path / "kept.zip"))
+
+
+def test_a_catalog_that_cannot_be_kept_is_in_force_all_the_same(
+    file: Path, tmp_path: Path, events: Callable[[], list[str]]
+) -> None:
+    assert amount(Live(file, kept=Kept(tmp_path / "nowhere" / "kept.zip"))) == 1
+    assert events().count("catalog_not_kept") == 1

@@ -60,7 +60,8 @@ not ignored.
 from service.limits.catalog.calendar import PERIODS, Calendar
 from service.limits.catalog.catalog import LARGEST_BYTES, Catalog, parse, parse_all
 from service.limits.catalog.faults import MOST_FLAWS, Flaw, InvalidCatalog, Place
-from service.limits.catalog.live import Live, load
+from service.limits.catalog.kept import Kept
+from service.limits.catalog.live import Live, Still, load
 from service.limits.catalog.rules import UNITS_S, Descriptor, Domain, Entry, Match, Rule
 
 __all__ = [
@@ -75,10 +76,12 @@ __all__ = [
     "Entry",
     "Flaw",
     "InvalidCatalog",
+    "Kept",
     "Live",
     "Match",
     "Place",
     "Rule",
+    "Still",
     "load",
     "parse",
     "parse_all",

@@ -15,6 +15,7 @@ from watchfiles import awatch
 
 from service.limits.catalog.catalog import LARGEST_BYTES, Catalog, parse_all, version_of
 from service.limits.catalog.faults import InvalidCatalog, Place
+from service.limits.catalog.kept import Kept, Sources
 from service.logs import events
 
 log = events()
@@ -27,6 +28,17 @@ _MOST_LINKS = 16
 
 Trace = tuple[tuple[str, int, int, int, int, int], ...]
 """What tells that files changed, without reading them: name, device, inode, size and two time stamps of each."""
+
+
+class Still:
+    """No files: a catalog that knows no domain, and stays so. Like `Live` otherwise."""
+
+    catalog = Catalog({}, "none")
+    error: InvalidCatalog | None = None
+    reloads = refusals = 0
+
+    async def watch(self) -> None:
+        """Nothing to see."""
 
 
 def load(path: str | Path) -> Catalog:
@@ -58,28 +70,43 @@ class Live:
         path: A file or a directory.
         catalog: In force; replaced as a whole, never changed.
         error: Why a newer one is not in force; None = there is none, or it was good.
+        reloads: How often another one has come into force.
+        refusals: How often a bad one has not.
 
     Args:
         path: Where the catalog is.
         settle_s: How long a file must have stopped changing before `watch` reads it, seconds: who writes in place
             instead of renaming is given time to finish.
         poll_s: How often `watch` looks for itself, seconds, for file systems that tell nothing.
+        kept: Where the last good one of this service is, to begin with while the files are bad.
 
     Raises:
         InvalidCatalog: There is no good catalog to begin with.
     """
 
-    def __init__(self, path: str | Path, *, settle_s: float = 0.25, poll_s: float = 2.0) -> None:
+    def __init__(
+        self, path: str | Path, *, settle_s: float = 0.25, poll_s: float = 2.0, kept: Kept | None = None
+    ) -> None:
         self.path = Path(path)
         self.error: InvalidCatalog | None = None
+        self.reloads = self.refusals = 0
+        self._kept = kept
         self._settle_s = settle_s
         self._poll_s = poll_s
         self._lock = threading.Lock()
         self._seen = _trace(self.path)
-        sources = _read(self.path)
-        self.catalog = _parsed(sources)
-        self._tried = self.catalog.version
-        self._tell_loaded()
+        try:
+            sources: Sources = _read(self.path)
+            self.catalog = _parsed(sources)
+        except InvalidCatalog as error:
+            before = kept.read() if kept is not None else None
+            if before is None:
+                raise
+            self.catalog = _parsed(before)
+            self._refuse(error)
+        else:
+            self._tried = self.catalog.version
+            self._take(sources)
 
     def refresh(self) -> bool:
         """Read the path again; whether another catalog is in force now. Never raises; may be called in any thread."""
@@ -99,17 +126,22 @@ class Live:
             except InvalidCatalog as error:
                 return self._refuse(error)
             self.error, self._tried = None, version
-            self._tell_loaded()
+            self.reloads += version != before
+            self._take(sources)
             return version != before
 
     def _refuse(self, error: InvalidCatalog) -> bool:
         if self.error is None or str(self.error) != str(error):
+            self.refusals += 1
             log.error("catalog_refused", path=self.path, in_force=self.catalog.version, error=_line(error))
         self.error, self._tried = error, ""
         return False
 
-    def _tell_loaded(self) -> None:
+    def _take(self, sources: Sources) -> None:
+        """What has been read is in force."""
         catalog = self.catalog
+        if self._kept is not None:
+            self._kept.keep(sources, catalog.version)
         log.info("catalog_loaded", path=self.path, version=catalog.version, domains=len(catalog.domains))
 
     async def watch(self) -> None:

@@ -1,31 +1,63 @@
 """Decisions as JSON, by hand: an answer is the same few words around a few numbers."""
 
+from collections.abc import Sequence
 from functools import lru_cache
 
 from pydantic_core import to_json
 
 from service.limits import Limit
-from service.limits.decision import Decision
+from service.limits.decision import Decision, Standing
+from service.limits.policy import Status, Verdict
 
 
 def answer(decision: Decision) -> str:
-    """One decision; times in whole seconds, rounded up."""
-    limits = ",".join(
-        [
-            f'{_words(limit)}{remaining},"reset_after":{-(-reset_us // 1_000_000)}}}'
-            for limit, _cost, remaining, reset_us, _retry_us, _next_us in decision.standings
-        ]
-    )
-    more = ',"replayed":true' if decision.replayed else ""
+    """The answer to a question with limits of its own; times in whole seconds, rounded up."""
+    more = ""
+    if decision.replayed:
+        more = ',"replayed":true'
     if decision.degraded:
         more += ',"degraded":true'
+    limits = _limits(decision.standings)
     if decision.allowed:
-        return f'{{"allowed":true,"retry_after":null,"limits":[{limits}]{more}}}'
-    return f'{{"allowed":false,"retry_after":{decision.retry_after},"limits":[{limits}]{more}}}'
+        return f'{{"allowed":true,"retry_after":null,"limits":{limits}{more}}}'
+    return f'{{"allowed":false,"retry_after":{decision.retry_after},"limits":{limits}{more}}}'
+
+
+def verdict_answer(verdict: Verdict, *, known: bool) -> str:
+    """The answer to a question about limits of the catalog: also what became of each descriptor."""
+    more = "" if known else ',"unknown_domain":true'
+    if verdict.replayed:
+        more += ',"replayed":true'
+    if verdict.degraded:
+        more += ',"degraded":true'
+    allowed, wait = ("true", "null") if verdict.allowed else ("false", verdict.retry_after)
+    head = f'"allowed":{allowed},"retry_after":{wait}'
+    statuses = ",".join([_status(status) for status in verdict.statuses])
+    return f'{{{head},"limits":{_limits(verdict.standings)},"statuses":[{statuses}]{more}}}'
+
+
+def _status(status: Status) -> str:
+    rule = status.rule
+    path = "null" if rule is None else _quoted(rule.path)
+    shadow = ',"shadow_mode":true' if rule is not None and rule.shadow_mode else ""
+    over = "true" if status.over else "false"
+    return f'{{"rule":{path},"over":{over},"limits":{_limits(status.standings)}{shadow}}}'
+
+
+def _limits(standings: Sequence[Standing]) -> str:
+    shown = [
+        f'{_words(limit)}{remaining},"reset_after":{-(-reset_us // 1_000_000)}}}'
+        for limit, _cost, remaining, reset_us, _retry_us, _next_us in standings
+    ]
+    return f"[{','.join(shown)}]"
 
 
 @lru_cache(maxsize=4096)
 def _words(limit: Limit) -> str:
     """What is always the same of a limit."""
-    name = to_json(limit.name).decode()
-    return f'{{"name":{name},"limit":{limit.capacity},"window":{limit.refill_s},"remaining":'
+    return f'{{"name":{_quoted(limit.name)},"limit":{limit.capacity},"window":{limit.refill_s},"remaining":'
+
+
+@lru_cache(maxsize=4096)
+def _quoted(text: str) -> str:
+    return to_json(text).decode()

@@ -8,25 +8,32 @@ from pydantic_core import ErrorDetails
 from typing_extensions import TypedDict  # pydantic wants this one before Python 3.12
 
 from service.errors import InvalidInput, InvalidLimit
-from service.limits import Limit, keys
-from service.limits.decision import Charge
+from service.limits import Limit, keys, policy
+from service.limits.catalog import Catalog
+from service.limits.decision import CHARGE, LOOK, Ask, Charge
 from service.limits.plan import outside
+from service.limits.policy import MOST_DESCRIPTORS, Planned, Wanted
 
 MOST_CHECKS = 1000
 MOST_CHARGES = 3000
 """Limits of all checks of one body together."""
 
+_STRICT = ConfigDict(strict=True, extra="forbid")
 
-@with_config(ConfigDict(strict=True, extra="forbid"))
+
+@with_config(_STRICT)
 class Inline(TypedDict):
     """One question with limits of its own."""
 
     key: Annotated[str, Field(min_length=1, max_length=1024, description="Who is charged.")]
-    limits: Annotated[str, Field(max_length=1024, description="Limits in notation, all or nothing: 10/minute;200/hour")]
+    limits: Annotated[
+        str,
+        Field(max_length=1024, description="Limits in notation, all or nothing: 10/minute;200/hour"),
+    ]
     algorithm: NotRequired[
         Annotated[
             Literal["fixed-window", "moving-window", "sliding-window-counter", "gcra"],
-            Field(description="How they are counted."),
+            Field(description="How they are counted; fixed-window if left out."),
         ]
     ]
     cost: NotRequired[Annotated[int, Field(description="Units, 0 (look only) to the smallest limit.")]]
@@ -34,19 +41,51 @@ class Inline(TypedDict):
     peek: NotRequired[Annotated[bool, Field(description="Look without spending.")]]
 
 
+@with_config(_STRICT)
+class Pair(TypedDict):
+    """One entry of a descriptor."""
+
+    key: Annotated[str, Field(min_length=1, max_length=256)]
+    value: Annotated[str, Field(max_length=1024)]
+
+
+@with_config(_STRICT)
+class ByDomain(TypedDict):
+    """One question about limits of the catalog."""
+
+    domain: Annotated[str, Field(min_length=1, max_length=256, description="Which part of the catalog.")]
+    descriptors: Annotated[
+        list[Annotated[list[Pair], Field(min_length=1, max_length=32)]],
+        Field(
+            min_length=1,
+            max_length=MOST_DESCRIPTORS,
+            description="What is asked about, all or nothing; of each, entries in the catalog's order.",
+        ),
+    ]
+    cost: NotRequired[Annotated[int, Field(description="Units, 0 (look only) to the smallest limit.")]]
+    peek: NotRequired[Annotated[bool, Field(description="Look without spending.")]]
+
+
 INLINE = TypeAdapter(Inline)
+BY_DOMAIN = TypeAdapter(ByDomain)
 
 
 class Question(NamedTuple):
     """One check of a body.
 
     Attributes:
-        charges: What it wants.
+        ask: All of it, as one question to the engine; None = `planned` takes more than one, or none.
         peek: It only looks.
+        charges: How many limits it is about.
+        planned: What the catalog says; None = it brought limits of its own.
+        known: The catalog has its domain.
     """
 
-    charges: list[Charge]
+    ask: Ask | None
     peek: bool
+    charges: int
+    planned: Planned | None = None
+    known: bool = True
 
 
 class _Part(NamedTuple):
@@ -72,6 +111,14 @@ def members(document: Any) -> list[Any] | None:
     return checks
 
 
+def domain_of(document: Any) -> str | None:
+    """Which domain a question is about, "" if it does not say; None = it brings limits of its own."""
+    if not isinstance(document, dict) or not ("domain" in document or "descriptors" in document):
+        return None
+    domain = document.get("domain")
+    return domain if isinstance(domain, str) else ""
+
+
 def inline(document: Any, scope: str, at: str = "") -> Question:
     """A question with limits of its own.
 
@@ -86,7 +133,7 @@ def inline(document: Any, scope: str, at: str = "") -> Question:
     try:
         found = INLINE.validate_python(document)
     except ValidationError as error:
-        raise _named(error.errors(include_url=False)[0], at) from None
+        raise _named(error, at) from None
     burst = found.get("burst")
     try:
         parts = _parts(found["limits"], found.get("algorithm", "fixed-window"), burst, scope)
@@ -99,7 +146,8 @@ def inline(document: Any, scope: str, at: str = "") -> Question:
         if not 0 <= cost <= limit.capacity:
             limit.admits(cost, where=at + "cost")
         charges.append(Charge(limit, head + who + tail, cost))
-    return Question(charges, found.get("peek", False))
+    peek = found.get("peek", False)
+    return Question(Ask(charges, LOOK if peek else CHARGE), peek, len(charges))
 
 
 @lru_cache(maxsize=1024)
@@ -108,9 +156,39 @@ def _parts(text: str, algorithm: str, burst: int | None, scope: str) -> tuple[_P
     return tuple(_Part(limit, *keys.around("", outside(scope), limit.spelling)) for limit in limits)
 
 
-def _named(detail: ErrorDetails, at: str) -> InvalidInput:
+def by_domain(document: Any, catalog: Catalog, now_us: int, at: str = "") -> Question:
+    """A question about limits of the catalog.
+
+    Args:
+        document: From the body.
+        catalog: The one in force.
+        now_us: Which period of the calendar it is, microseconds since the epoch.
+        at: Where it stands in the body, `checks[17].`.
+
+    Raises:
+        InvalidInput: A value is wrong.
+    """
+    try:
+        found = BY_DOMAIN.validate_python(document)
+    except ValidationError as error:
+        raise _named(error, at) from None
+    wanted = [Wanted(tuple([(pair["key"], pair["value"]) for pair in pairs])) for pairs in found["descriptors"]]
+    domain, peek = found["domain"], found.get("peek", False)
+    try:
+        planned = policy.plan(catalog, domain, wanted, now_us=now_us, cost=found.get("cost", 1))
+    except InvalidInput as error:
+        raise InvalidInput(at + error.field, error.reason) from None
+    ask = planned.ask
+    if ask is not None and peek:
+        ask = Ask(ask.charges, LOOK)
+    charges = sum(len(part.charges) for part in planned.parts)
+    return Question(ask, peek, charges, planned, domain in catalog.domains)
+
+
+def _named(error: ValidationError, at: str) -> InvalidInput:
     """pydantic's first complaint, with the field spelled `checks[17].cost`."""
+    detail: ErrorDetails = error.errors(include_url=False)[0]
     field = ""
     for part in detail["loc"]:
         field += f"[{part}]" if isinstance(part, int) else f".{part}" if field else part
-    return InvalidInput(at + field or "body", detail["msg"].removeprefix("Value error, "))
+    return InvalidInput(at + field if field else at.removesuffix(".") or "body", detail["msg"])

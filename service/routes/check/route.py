@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -9,13 +10,15 @@ from starlette.types import Receive, Scope, Send
 
 from service.callers import Caller, Callers, forbidden
 from service.errors import QUOTA_EXCEEDED, InvalidInput, StoreUnavailable
-from service.limits import Limiter
+from service.limits import Limiter, policy
 from service.limits.allowance import Allowance
-from service.limits.decision import CHARGE, LOOK, Ask, Decision, Token, TokenAsk
+from service.limits.catalog import Catalog, Live, Still
+from service.limits.decision import CHARGE, Decision, Token, TokenAsk
 from service.limits.passage import fault, problem_response
+from service.limits.policy import Verdict
 from service.limits.token import token
-from service.routes.check.answer import answer
-from service.routes.check.question import MOST_CHARGES, Question, inline, members
+from service.routes.check.answer import answer, verdict_answer
+from service.routes.check.question import MOST_CHARGES, Question, by_domain, domain_of, inline, members
 from service.routes.raw import Answered, ClientLeft, body_of, check_json, check_method, json_of, say
 from service.settings import Settings
 
@@ -41,12 +44,14 @@ class Check:
         limiter: Whose engine decides, and who knows addresses behind proxies.
         settings: `check_limit` guards the route per address.
         callers: Who may ask.
+        live: The catalog.
     """
 
-    def __init__(self, limiter: Limiter, settings: Settings, callers: Callers) -> None:
+    def __init__(self, limiter: Limiter, settings: Settings, callers: Callers, live: Live | Still) -> None:
         self._limiter = limiter
         self._engine = limiter.engine
         self._callers = callers
+        self._live = live
         self._guard = Allowance(limiter.engine, settings.check_limit, name="check", scope="r.check")
         self._turns = asyncio.Semaphore(TURNS)
 
@@ -86,32 +91,53 @@ class Check:
             async with self._turns:
                 document = json_of(body)
         checks = members(document)
+        reading = _Reading(caller, self._live.catalog)
         if checks is None:
-            return answer(await self._decide(_question(document, caller), once))
-        return f'{{"results":[{",".join(await self._many(checks, caller, once))}]}}'
+            return await self._one(reading.question(document), once)
+        return f'{{"results":[{",".join(await self._many(checks, reading, once))}]}}'
 
-    def _decide(self, question: Question, once: "_Once | None") -> "asyncio.Future[Decision]":
-        charges, peek = question
-        if once is None or peek:
-            return self._engine.decide(Ask(charges, LOOK if peek else CHARGE))
-        return self._engine.decide(TokenAsk(charges, once.next()))
+    async def _one(self, question: Question, once: "_Once | None") -> str:
+        if once is not None and not question.peek:
+            if question.ask is not None:  # its own record is enough
+                return _told(question, await self._engine.decide(TokenAsk(question.ask.charges, once.body)))
+            await self._bind(once)
+        return _told(question, await self._decide(question, once))
 
-    async def _many(self, checks: Sequence[Any], caller: Caller, once: "_Once | None") -> list[str]:
+    async def _many(self, checks: Sequence[Any], reading: "_Reading", once: "_Once | None") -> list[str]:
         """The answers to many questions, all of which are good."""
         turns = self._turns if len(checks) > SMALL else contextlib.nullcontext()
         questions: list[Question] = []
         for start in range(0, len(checks), SLICE):
             async with turns:
                 for index, check in enumerate(checks[start : start + SLICE], start):
-                    questions.append(_question(check, caller, f"checks[{index}]."))
-        charges = sum(len(question.charges) for question in questions)
+                    questions.append(reading.question(check, f"checks[{index}]."))
+        charges = sum(question.charges for question in questions)
         if charges > MOST_CHARGES:
             raise InvalidInput("checks", f"{charges} limits in all; at most {MOST_CHARGES} at once")
+        if once is not None and not all(question.peek for question in questions):
+            await self._bind(once)
         answers: list[str] = []
-        for part in _slices(questions, alone=once is not None):
+        for part in _slices(questions):
             async with turns:
-                answers += map(answer, await _all([self._decide(question, once) for question in part]))
+                found = await _all([self._decide(question, once, number) for number, question in part])
+                answers += [_told(question, one) for (_, question), one in zip(part, found, strict=True)]
         return answers
+
+    async def _bind(self, once: "_Once") -> None:
+        """See that the key has not come with another body. Raises InvalidInput."""
+        await self._engine.decide(TokenAsk([], once.body))
+
+    def _decide(self, question: Question, once: "_Once | None", number: int = 0) -> "asyncio.Future[Any]":
+        """A decision, or a verdict where a question to the engine is not all."""
+        ask = question.ask
+        if ask is None:
+            assert question.planned is not None
+            tokens = None if once is None else once.tokens(number)
+            verdict = policy.decide(self._engine, question.planned, peek=question.peek, once=tokens)
+            return asyncio.get_running_loop().create_task(verdict)
+        if once is not None and ask.kind == CHARGE:
+            ask = TokenAsk(ask.charges, once.tokens(number)(0))
+        return self._engine.decide(ask)
 
     def _too_often(self, decision: Decision) -> Answered:
         response = problem_response(
@@ -124,51 +150,73 @@ class Check:
         return Answered(response)
 
 
-class _Once:
-    """The tokens of a body with an Idempotency-Key, one for each of its questions that charges, in order.
+class _Reading:
+    """Reads the questions of one caller, by one version of the catalog."""
 
-    Whatever two bodies with one key ask, the first that charges has the same token in both, and is refused if the
-    bodies differ. So it is decided before the others are.
+    def __init__(self, caller: Caller, catalog: Catalog) -> None:
+        self._caller = caller
+        self._catalog = catalog
+        self._now_us = time.time_ns() // 1000
+
+    def question(self, document: Any, at: str = "") -> Question:
+        """What a member of the body asks. Raises InvalidInput, Answered (403)."""
+        domain = domain_of(document)
+        if domain is None:
+            if self._caller.inline is None:
+                raise Answered(forbidden(self._caller, None, at))
+            return inline(document, self._caller.inline, at)
+        if domain and not self._caller.may(domain):  # before anything is told of it
+            raise Answered(forbidden(self._caller, domain, at))
+        return by_domain(document, self._catalog, self._now_us, at)
+
+
+class _Once:
+    """The tokens of a body that came with an Idempotency-Key.
+
+    Attributes:
+        body: The whole body's: with it a key is bound to its first body, and a single question is asked.
     """
 
     def __init__(self, key: bytes, body: bytes, caller: Caller) -> None:
         self._key = key.decode("latin-1")
-        self._body = body
+        self._content = body
         self._owner = f"check/{caller.name}"
-        self._number = 0
-        self.next()  # a key that cannot be used is refused whatever the body asks
-        self._number = 0
+        self.body = token(self._key, body, owner=self._owner)
 
-    def next(self) -> Token:
-        found = token(self._key, self._body, owner=f"{self._owner}/{self._number}")
-        self._number += 1
-        return found
+    def tokens(self, check: int) -> policy.Once:
+        """Those of one of its checks."""
 
+        def numbered(number: int) -> Token:
+            return token(self._key, self._content, owner=f"{self._owner}/{check}.{number}")
 
-def _question(document: Any, caller: Caller, at: str = "") -> Question:
-    """What a member of the body asks. Raises InvalidInput, Answered (403)."""
-    if caller.inline is None:
-        raise Answered(forbidden(caller, None, at))
-    return inline(document, caller.inline, at)
+        return numbered
 
 
-def _slices(questions: Sequence[Question], *, alone: bool) -> Iterator[Sequence[Question]]:
-    """The questions in order, so many charges at once; if `alone`, all up to the first that charges are the first."""
-    found: list[Question] = []
+def _told(question: Question, found: Decision | Verdict) -> str:
+    if question.planned is None:
+        assert isinstance(found, Decision)
+        return answer(found)
+    if isinstance(found, Decision):
+        found = policy.verdict_of(question.planned, found)
+    return verdict_answer(found, known=question.known)
+
+
+def _slices(questions: Sequence[Question]) -> Iterator[list[tuple[int, Question]]]:
+    """The questions with their numbers, in order, so many charges at once."""
+    found: list[tuple[int, Question]] = []
     room = SLICE
-    for question in questions:
-        if len(question.charges) > room and found:
+    for numbered in enumerate(questions):
+        charges = numbered[1].charges
+        if charges > room and found:
             yield found
             found, room = [], SLICE
-        found.append(question)
-        room -= len(question.charges)
-        if alone and not question.peek:
-            alone, room = False, 0
+        found.append(numbered)
+        room -= max(1, charges)
     if found:
         yield found
 
 
-async def _all(futures: "Sequence[asyncio.Future[Decision]]") -> list[Decision]:
+async def _all(futures: "Sequence[asyncio.Future[Any]]") -> list[Any]:
     """All answers, or the first exception; then nobody waits for the others."""
     try:
         return [await future for future in futures]
