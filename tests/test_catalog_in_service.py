@@ -201,7 +201,7 @@ def test_workers_that_start_while_the_file_is_bad_have_the_last_good_one(
         running.process.send_signal(signal.SIGHUP)
         assert becomes(lambda: health(running)["recycles"] == 2, PATIENCE_S)
         assert everywhere(running, lambda told: told["version"] == version and f"{file}:4:13" in told["error"])
-        assert not before & pids(running)
+        assert becomes(lambda: not before & pids(running), PATIENCE_S)
         answer = httpx.post(f"{url}/v1/check", json=ASK, timeout=20).json()
         assert [limit["limit"] for limit in answer["limits"]] == [3, 30]
 
