@@ -23,7 +23,7 @@ from service.app import create_app
 from service.limits.catalog import parse
 from service.settings import Settings
 
-PATIENCE_S = 20
+PATIENCE_S = 40
 ASK = {"domain": "d", "descriptors": [[{"key": "k", "value": "v"}]], "peek": True}
 BAD = "domain: d\ndescriptors:\n  - key: k\n    limits: 1/fortnight\n"
 
@@ -50,7 +50,7 @@ def serving(folder: Path, redis: RedisServer, path: Path) -> Iterator[Running]:
 
 def health(running: Running) -> dict[str, Any]:
     """Of whichever worker takes a new connection."""
-    connection = http.client.HTTPConnection(running.banner["url"].removeprefix("http://"), timeout=20)
+    connection = http.client.HTTPConnection(running.banner["url"].removeprefix("http://"), timeout=30)
     with closing(connection):
         connection.request("GET", "/health")
         return dict(json.load(connection.getresponse()))
@@ -132,7 +132,7 @@ class Load:
         self._asking = [self._pool.submit(self._ask) for _ in range(threads)]
 
     def _ask(self) -> None:
-        with httpx.Client(timeout=20) as client:
+        with httpx.Client(timeout=30) as client:
             while not self._stop.is_set():
                 answer = client.post(f"{self._url}/v1/check", json=ASK)
                 assert answer.status_code == 200, answer.text
@@ -202,7 +202,7 @@ def test_workers_that_start_while_the_file_is_bad_have_the_last_good_one(
         assert becomes(lambda: health(running)["recycles"] == 2, PATIENCE_S)
         assert everywhere(running, lambda told: told["version"] == version and f"{file}:4:13" in told["error"])
         assert becomes(lambda: not before & pids(running), PATIENCE_S)
-        answer = httpx.post(f"{url}/v1/check", json=ASK, timeout=20).json()
+        answer = httpx.post(f"{url}/v1/check", json=ASK, timeout=30).json()
         assert [limit["limit"] for limit in answer["limits"]] == [3, 30]
 
 

@@ -56,7 +56,7 @@ def test_every_worker_of_the_service_tells_of_all_after_a_restart(tmp_path: Path
         url = running.banner["url"]
 
         def health() -> dict[str, Any]:
-            return dict(httpx.get(f"{url}/health").json())
+            return dict(httpx.get(f"{url}/health", timeout=30).json())
 
         assert becomes(lambda: health()["serving"] == 2, 20)
         began_s = time.monotonic()
@@ -65,4 +65,4 @@ def test_every_worker_of_the_service_tells_of_all_after_a_restart(tmp_path: Path
         answer = health()
         assert answer["workers"] == 2
         assert answer["uptime_s"] >= int(time.monotonic() - began_s)
-        assert httpx.get(f"{url}/ready").json()["workers"] == 2
+        assert httpx.get(f"{url}/ready", timeout=30).json()["workers"] == 2
