@@ -10,11 +10,18 @@ from typing import NamedTuple
 from service.errors import InvalidInput
 from service.limits.limit import Limit
 
-CHARGE, LOOK, GIVE_BACK, DEBIT = range(4)
-"""What an `Ask` wants done; the script reads these numbers. A DEBIT charges what was used, and is never refused."""
+CHARGE, LOOK, GIVE_BACK, DEBIT, RENEW = range(5)
+"""What an `Ask` wants done; the script reads these numbers.
+
+A DEBIT charges what was used, and is never refused. Under a lease a CHARGE takes units of concurrency (or renews what the
+lease holds already), GIVE_BACK releases them and RENEW makes them last: refused, if the lease did not hold them.
+"""
 
 ONCE = 8
 """Added to the kind of an ask that carries a token."""
+
+HELD = 16
+"""Added to the kind of an ask under a lease."""
 
 DONE, REPLAYED, CONFLICT = 0, 1, 2
 """What became of an ask that carries a token, as its reply says."""
@@ -39,14 +46,17 @@ class Ask:
 
     Attributes:
         charges: At least one; no key twice.
-        kind: CHARGE, LOOK, GIVE_BACK or DEBIT.
-        at_us: GIVE_BACK only: the `at_us` of the decision that charged.
+        kind: CHARGE, LOOK, GIVE_BACK, DEBIT or RENEW.
+        at_us: GIVE_BACK only: the `at_us` of the decision that charged; 0 = now.
+        lease: Under which units of concurrency are held, as `lease.py` spells it for the script; None = nobody's.
         names: The keys.
         words: The rest, as the script reads it.
         width: How many integers the reply has.
     """
 
     __slots__ = ("at_us", "charges", "kind", "names", "width", "words")
+
+    lease: str | None = None
 
     def __init__(self, charges: Sequence[Charge], kind: int = CHARGE, at_us: int = 0) -> None:
         self.charges = charges
@@ -75,6 +85,17 @@ class Token(NamedTuple):
     keep_s: int
 
 
+class LeaseAsk(Ask):
+    """An ask under a lease. What else it charges is charged like that of any ask; see the kinds."""
+
+    __slots__ = ("lease",)
+
+    def __init__(self, charges: Sequence[Charge], lease: str, kind: int = CHARGE) -> None:
+        super().__init__(charges, kind)
+        self.lease = lease
+        self.words = _words(self, kind + HELD, lease)
+
+
 class TokenAsk(Ask):
     """An ask that carries a token. Its reply begins with what became of it, and the instant of the first decision.
 
@@ -87,19 +108,29 @@ class TokenAsk(Ask):
             in between), the first verdict is told again, on today's limits as they stand.
     """
 
-    __slots__ = ("numbers", "token")
+    __slots__ = ("lease", "numbers", "token")
 
-    def __init__(self, charges: Sequence[Charge], token: Token, kind: int = CHARGE, at_us: int = 0) -> None:
+    def __init__(
+        self, charges: Sequence[Charge], token: Token, kind: int = CHARGE, at_us: int = 0, lease: str | None = None
+    ) -> None:
         super().__init__(charges, kind, at_us)
         counters = hashlib.blake2b(b" ".join(self.names), digest_size=6).digest()
         content = hashlib.blake2b(token.fingerprint + bytes([kind]), digest_size=16).digest()
         parts = [content[at : at + 4] for at in (0, 4, 8, 12)] + [counters]
         self.token = token
+        self.lease = lease
         self.numbers = (token.keep_s * 1_000_000, *(int.from_bytes(part, "big") for part in parts))
         self.names.append(token.key)
         self.width += 2
-        head = [kind + ONCE, len(charges), *([at_us] if kind == GIVE_BACK else ()), *self.numbers]
-        self.words = " ".join([*map(str, head), *(f"{limit.words} {cost}" for limit, _, cost in charges)])
+        held = () if lease is None else (lease,)
+        self.words = _words(self, kind + ONCE + (0 if lease is None else HELD), *held, *self.numbers)
+
+
+def _words(ask: Ask, kind: int, *head: object) -> str:
+    """An ask as the script reads it, with more in its head than its kind."""
+    given = (ask.at_us,) if ask.kind == GIVE_BACK else ()
+    charges = [f"{limit.words} {cost}" for limit, _, cost in ask.charges]
+    return " ".join([*map(str, (kind, len(charges), *given, *head)), *charges])
 
 
 class Standing(NamedTuple):

@@ -12,7 +12,7 @@ from typing import Literal, Self, get_args
 import limits
 
 from service.errors import InvalidInput, InvalidLimit
-from service.limits.algorithms import ALGORITHMS
+from service.limits.algorithms import KNOWN
 from service.limits.algorithms.contract import Definition
 
 PERIODS_S = {
@@ -44,13 +44,15 @@ class Limit:
 
     Attributes:
         amount: Units a window admits; 1 to 10^9.
-        window_s: Length of the window, seconds; 1 to ten years.
-        algorithm: A name of `ALGORITHMS`.
+        window_s: Length of the window, seconds; 1 to ten years. With "concurrency": how long a lease lasts unless it is
+            renewed.
+        algorithm: A name of `KNOWN`.
         burst: GCRA only: units that may pass at once, 1 to 10^9; None means `amount`.
         aligned: Windows begin at multiples of the window since the epoch instead of at the first hit.
         since_s: Fixed windows only: there is one window, from this second since the epoch on, a period of the calendar.
         name: What headers and answers call it; printable ASCII, by default the limit as written.
         on_outage: What is answered while the store is away; None = the engine's default. No part of the key.
+        leases: It counts what is held at once ("concurrency"): an ask with a lease takes a unit.
         capacity: Units available when nothing was charged: the largest cost that can ever pass.
         refill_s: Seconds in which `capacity` comes back when all of it is gone, rounded up.
         definition: The numbers the twin decides by.
@@ -65,6 +67,7 @@ class Limit:
     since_s: int | None = None
     name: str = ""
     on_outage: OnOutage | None = None
+    leases: bool = field(init=False, compare=False)
     capacity: int = field(init=False, compare=False)
     refill_s: int = field(init=False, compare=False)
     definition: Definition = field(init=False, compare=False)
@@ -72,16 +75,17 @@ class Limit:
     _hash: int = field(init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
-        text = self.name or _spell(self.amount, self.window_s)
+        algorithm = KNOWN.get(self.algorithm)
+        leases = algorithm is not None and algorithm.leases
+        text = self.name or (f"{self.amount} at once" if leases else _spell(self.amount, self.window_s))
         if not 1 <= self.amount <= LARGEST_AMOUNT:
             raise InvalidLimit(f'limit "{text}": {self.amount} units; use 1 to {LARGEST_AMOUNT}')
         if not 1 <= self.window_s <= LONGEST_WINDOW_S:
             raise InvalidLimit(f'limit "{text}": a window of {self.window_s} s; use 1 s to 10 years')
         if not (text.isascii() and text.isprintable()) or len(text) > 128:
             raise InvalidLimit(f"limit name {text!r}: use up to 128 printable ASCII characters")
-        algorithm = ALGORITHMS.get(self.algorithm)
         if algorithm is None:
-            raise InvalidLimit(f'unknown algorithm "{self.algorithm}"; use {", ".join(ALGORITHMS)}')
+            raise InvalidLimit(f'unknown algorithm "{self.algorithm}"; use {", ".join(KNOWN)}')
         if self.burst is not None and self.algorithm != "gcra":
             raise InvalidLimit(f'limit "{text}": burst goes with gcra, not with {self.algorithm}')
         if self.on_outage is not None:
@@ -101,6 +105,7 @@ class Limit:
         if definition is None:
             raise InvalidLimit(f'limit "{text}": {self.algorithm} cannot count it exactly: {algorithm.range}')
         object.__setattr__(self, "name", text)
+        object.__setattr__(self, "leases", leases)
         object.__setattr__(self, "capacity", capacity)
         object.__setattr__(self, "refill_s", -(-self.window_s * capacity // self.amount))
         object.__setattr__(self, "definition", definition)
@@ -112,9 +117,14 @@ class Limit:
         return self._hash
 
     def admits(self, cost: object, *, where: str = "cost") -> int:
-        """`cost` as the integer it is: 0 (look only) to `capacity`. Raises InvalidInput naming `where`."""
+        """`cost` as the integer it is: 0 (look only) to `capacity`. Raises InvalidInput naming `where`.
+
+        Where units are held it is at most 1: a request is one, whatever it costs elsewhere.
+        """
         if type(cost) is not int:
             raise InvalidInput(where, f"{cost!r} is not a whole number; use 0 to {self.capacity}")
+        if self.leases:
+            cost = min(cost, 1)
         if not 0 <= cost <= self.capacity:
             raise InvalidInput(where, f"{cost} is out of range; {self.name} takes 0 to {self.capacity}")
         return cost
@@ -124,7 +134,7 @@ class Limit:
         """All that makes two limits count differently, as a key's last part: `10/60s`, `10/60s/b5/gcra`."""
         burst = "" if self.burst is None or self.burst == self.amount else f"/b{self.burst}"
         aligned = "/a" if self.aligned else "" if self.since_s is None else f"/@{self.since_s}"
-        short = ALGORITHMS[self.algorithm].short
+        short = KNOWN[self.algorithm].short
         return f"{self.amount}/{self.window_s}s{burst}{aligned}/{short}"
 
     @classmethod
@@ -156,7 +166,7 @@ class Limit:
                     algorithm=algorithm,
                     burst=burst,
                     aligned=aligned,
-                    name=part if name is None else name,
+                    name=name if name is not None else "" if algorithm == "concurrency" else part,
                     on_outage=on_outage,
                 )
         return tuple(found.values())

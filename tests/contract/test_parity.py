@@ -15,8 +15,20 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from servers import RedisServer, redis_binaries
 
 from service.errors import InvalidInput, InvalidLimit
-from service.limits.algorithms import ALGORITHMS
-from service.limits.decision import CHARGE, DEBIT, GIVE_BACK, LOOK, Ask, Charge, Token, TokenAsk, read
+from service.limits.algorithms import KNOWN
+from service.limits.decision import (
+    CHARGE,
+    DEBIT,
+    GIVE_BACK,
+    LOOK,
+    RENEW,
+    Ask,
+    Charge,
+    LeaseAsk,
+    Token,
+    TokenAsk,
+    read,
+)
 from service.limits.limit import Limit
 from service.limits.stores.memory import MemoryStore
 from service.limits.stores.redis import RedisStore
@@ -30,7 +42,7 @@ def limits():
     """Limits of every algorithm, with the numbers that hurt: tiny, prime, beyond the grid, beyond 2^53."""
     return st.builds(
         _limit,
-        algorithm=st.sampled_from(list(ALGORITHMS)),
+        algorithm=st.sampled_from([*KNOWN, "concurrency"]),
         amount=st.sampled_from([1, 2, 3, 5, 7, 10, 100, 1024, 1025, 999_983, 89_999_999, 10**9]),
         window_s=st.sampled_from([1, 7, 60, 3_600, 86_400, 360 * 86_400]),
         burst=st.sampled_from([None, None, 1, 5, 1000]),
@@ -65,11 +77,16 @@ def tokens():
     return st.one_of(st.none(), st.none(), made)
 
 
-def asked(charges, kind=CHARGE, at_us=0, token=None):
-    """An ask, with the token if there is one."""
+def leases():
+    """Few leases, so that they meet; None, often."""
+    return st.one_of(st.none(), st.integers(1, 6).map(lambda number: f"{number} {2**48 - number} 0"))
+
+
+def asked(charges, kind=CHARGE, at_us=0, token=None, lease=None):
+    """An ask, under the lease and with the token if there are such."""
     if token is None or kind == LOOK:
-        return Ask(charges, kind, at_us)
-    return TokenAsk(charges, token, kind, at_us)
+        return Ask(charges, kind, at_us) if lease is None else LeaseAsk(charges, lease, kind)
+    return TokenAsk(charges, token, kind, at_us, lease)
 
 
 class Parity(RuleBasedStateMachine):
@@ -111,7 +128,7 @@ class Parity(RuleBasedStateMachine):
     def charge(self, index, share):
         limit = self.limits[index % len(self.limits)]
         cost = [0, 1, 1, 1, 2, 3, limit.capacity, -(-limit.capacity // 2), limit.capacity // 3 + 1][share]
-        return Charge(limit, b"{t}%d" % (index % len(self.limits)), min(cost, limit.capacity))
+        return Charge(limit, b"{t}%d" % (index % len(self.limits)), limit.admits(min(cost, limit.capacity)))
 
     def debit(self, index, share):
         charge = self.charge(index, share)
@@ -123,6 +140,7 @@ class Parity(RuleBasedStateMachine):
                 st.sampled_from([CHARGE, CHARGE, CHARGE, CHARGE, LOOK, DEBIT]),
                 st.lists(st.tuples(st.integers(0, 3), st.integers(0, 8)), min_size=1, max_size=4),
                 tokens(),
+                leases(),
             ),
             min_size=1,
             max_size=6,
@@ -130,10 +148,10 @@ class Parity(RuleBasedStateMachine):
     )
     def requests_of_one_tick(self, batch):
         asks = []
-        for kind, picks, token in batch:
+        for kind, picks, token, lease in batch:
             make = self.debit if kind == DEBIT else self.charge
             charges = {charge.key: charge for charge in (make(*pick) for pick in picks)}
-            asks.append(asked(tuple(charges.values()), kind, token=token))
+            asks.append(asked(tuple(charges.values()), kind, token=token, lease=None if kind == DEBIT else lease))
         decisions = self.decide(asks)
         self.waits = [decision.retry_us for decision in decisions if decision and decision.retry_us]
         for ask, decision in zip(asks, decisions, strict=True):
@@ -160,11 +178,17 @@ class Parity(RuleBasedStateMachine):
         self.now_us = before_us + refused.retry_us
         assert self.decide([Ask((charge,))])[0].allowed
 
-    @rule(pick=st.integers(0, 50), part=st.integers(1, 3), token=tokens())
-    def a_charge_is_given_back(self, pick, part, token):
+    @rule(
+        pick=st.integers(0, 50),
+        part=st.integers(1, 3),
+        token=tokens(),
+        when=st.sampled_from(["then", "then", "then", "now", "later"]),
+    )
+    def a_charge_is_given_back(self, pick, part, token, when):
         if not self.made:
             return
         charge, at_us = self.made.pop(pick % len(self.made))
+        at_us = {"then": at_us, "now": 0, "later": self.now_us + 10**9}[when]
         self.decide([asked((charge._replace(cost=-(-charge.cost // part)),), GIVE_BACK, at_us, token)])
 
     @rule(us=st.integers(0, 3000))
@@ -201,6 +225,37 @@ class ParityWithSteps(Parity):
     clock_goes_back = True
 
 
+class Holding(ParityWithSteps):
+    """Units of concurrency, taken, renewed and released: several limits at once, in one call and over many."""
+
+    @initialize(amounts=st.lists(st.sampled_from([1, 2, 3, 12, 20]), min_size=1, max_size=2))
+    def some_limits(self, amounts):
+        self.limits = [Limit(amount=amount, window_s=60, algorithm="concurrency") for amount in amounts]
+
+    @rule(
+        batch=st.lists(
+            st.tuples(
+                st.sampled_from([CHARGE, CHARGE, CHARGE, RENEW, GIVE_BACK]),
+                st.integers(1, 2),
+                st.integers(1, 24).map(lambda number: f"{number} {2**48 - number} 0"),
+            ),
+            min_size=1,
+            max_size=24,
+        )
+    )
+    def units_are_held(self, batch):
+        self.decide(
+            [
+                LeaseAsk([self.charge(index, 1) for index in range(min(count, len(self.limits)))], lease, kind)
+                for kind, count, lease in batch
+            ]
+        )
+
+    @rule(batch=st.lists(st.tuples(st.sampled_from([CHARGE, RENEW, GIVE_BACK]), leases()), min_size=1, max_size=3))
+    def one_limit_at_a_time(self, batch):
+        self.decide([LeaseAsk([self.charge(len(self.limits) - 1, 1)], lease or "7 7 7", kind) for kind, lease in batch])
+
+
 def hold(machine, client, runner, examples):
     machine.client, machine.runner = client, runner
     run_state_machine_as_test(
@@ -214,7 +269,29 @@ def hold(machine, client, runner, examples):
     )
 
 
-@pytest.mark.parametrize("machine", [Parity, ParityWithSteps])
+def test_the_first_lease_that_ends_is_found_behind_many_that_have_moved(redis_server: RedisServer):
+    """20 leases, a second apart; one call renews or releases the first 19 of them."""
+    limit = Limit(amount=20, window_s=60, algorithm="concurrency")
+    now_us = START_US
+    clock = lambda: now_us  # noqa: E731
+    with asyncio.Runner() as runner:
+        stores = [MemoryStore(clock), RedisStore(redis.asyncio.Redis(unix_socket_path=redis_server.socket), clock)]
+        names = [f"{number} 0 0" for number in range(1, 21)]
+        for name in names:
+            now_us += 1_000_000
+            for store in stores:
+                runner.run(store.decide([LeaseAsk([Charge(limit, b"{t}k", 1)], name)]))
+        moves = [LeaseAsk([Charge(limit, b"{t}k", 1)], name, RENEW) for name in names[:18]]
+        moves.append(LeaseAsk([Charge(limit, b"{t}k", 1)], names[18], GIVE_BACK))
+        last = [LeaseAsk([Charge(limit, b"{t}k", 1)], f"{number} 1 1") for number in (1, 2)]
+        now_us += 5_000_000
+        for store in stores:
+            numbers = list(runner.run(store.decide([*moves, *last])))
+            assert numbers[-4:] == [0, 60_000_000, 55_000_000, 55_000_000]  # the one that stayed ends first
+        runner.run(stores[1].aclose())
+
+
+@pytest.mark.parametrize("machine", [Parity, ParityWithSteps, Holding])
 @pytest.mark.parametrize("binary", redis_binaries())
 def test_script_equals_twin_on_a_real_redis(machine, binary):
     server = RedisServer(binary=binary)
@@ -227,7 +304,7 @@ def test_script_equals_twin_on_a_real_redis(machine, binary):
         server.close()
 
 
-@pytest.mark.parametrize("machine", [Parity, ParityWithSteps])
+@pytest.mark.parametrize("machine", [Parity, ParityWithSteps, Holding])
 def test_script_equals_twin_on_fakeredis(machine):
     with asyncio.Runner() as runner:
         client = fakeredis.FakeAsyncRedis()

@@ -80,6 +80,7 @@ class Algorithm:
             exactly.
         since: The definition with one window, which begins at an instant in microseconds; None if it has no such.
         twin: Makes a twin from (definition, kept state or None, now in microseconds).
+        leases: It counts what is held at once, not what came in a time.
         code: Its place in the registry, which sets it.
     """
 
@@ -90,6 +91,7 @@ class Algorithm:
     numbers: Callable[[int, int, int, bool], tuple[int, int, int, int, int] | None]
     twin: Callable[[Definition, Any, int], Twin]
     since: Callable[[Definition, int], Definition] | None = None
+    leases: bool = False
     code: int = 0
 
     def define(

@@ -4,12 +4,14 @@
 --            behind the charges of a request with a token: its record
 -- ARGV[1]  now, microseconds since the epoch, 16 digits; 0 = Redis' own clock (tests pass a clock of theirs)
 -- ARGV[2]  integers, one text:
---            {<times> <kind> <n> [<at>] {<code> <capacity> <window_us> <a> <b> <c> <cost>}^n}*
+--            {<times> <kind> <n> [<at>] [<lease>] {<code> <capacity> <window_us> <a> <b> <c> <cost>}^n}*
 --            <times> requests in a row are alike but for their keys
---            kind 0 charges, 1 looks, 2 gives back what was charged at <at> microseconds, 3 charges whatever is
---            left and never refuses; + 8 with a token, see once.lua
+--            kind 0 charges, 1 looks, 2 gives back what was charged at <at> microseconds (0 = now), 3 charges whatever
+--            is left and never refuses, 4 renews a lease; + 8 with a token, see once.lua;
+--            + 16 with a lease: three integers of 48 bits, behind <at>, under which units of concurrency are held
 -- Returns  now, then per charge: remaining units, reset_us, retry_us, next_us (all >= 0)
---            a request is allowed when every retry_us of it is 0
+--            a request is allowed when every retry_us of it is 0; of what gives back or renews a lease, that is
+--            told of units which the lease did not hold
 --            reset_us until the quota is whole, next_us until one more unit is there
 -- Writes   only after every read; each key it writes gets an expiry, a counter of at most 2 windows + 1 s
 --
@@ -19,6 +21,7 @@
 --   charge(s, cost)    after wait answered 0
 --   debit(s, cost)     whatever wait would answer
 --   give(s, cost, at)  undo a charge; true if anything changed
+--   holds(s)           only where units are held: whether the lease holds one
 --   show(s)            remaining, reset_us
 --   save(s)            write, with expiry
 local call, sub, fmt = redis.call, string.sub, string.format
@@ -37,6 +40,8 @@ end
 local function put(s, value, until_us)
   call('SET', s.key, value, 'PX', expiry_ms(until_us))
 end
+
+local lease                                         -- of the request at hand
 
 local makers = {
 --@algorithms
@@ -77,12 +82,15 @@ local function request(kind, count, at, i)
     local from = i + 7 * (j - 1)
     local s = counter(KEYS[k + j], raws[k + j], from)
     local retry = kind > 1 and 0 or s.alg.wait(s, a[from + 6])
+    if lease and s.alg.holds then
+      if s.alg.holds(s) then retry = 0 elseif kind > 1 then retry = max(1, s.alg.wait(s, 1)) end
+    end
     if retry > 0 then passes = false end
     out[o + 4 * (j - 1) + 3] = retry
   end
   for j = 1, count do
     local s, cost = counters[KEYS[k + j]], a[i + 7 * (j - 1) + 6]
-    if kind == 0 then
+    if kind == 0 or kind == 4 then
       if passes and cost > 0 then
         s.alg.charge(s, cost)
         s.dirty = true
@@ -108,7 +116,14 @@ while i <= n do
   i = i + 3
   if kind > 1 then
     local base = kind % 8
-    if base == 2 then at = a[i]; i = i + 1 end
+    if base == 2 then
+      at = a[i] > 0 and min(a[i], now) or now
+      i = i + 1
+    end
+    if kind > 15 then
+      lease = fmt('%d %d %d', a[i], a[i + 1], a[i + 2])
+      kind, i = kind - 16, i + 3
+    end
     if kind > 7 then
       once = once or (function()
 --@once
@@ -118,7 +133,7 @@ while i <= n do
     end
   end
   for _ = 1, times do request(kind, count, at, i) end
-  i = i + 7 * count
+  i, lease = i + 7 * count, nil
 end
 
 -- write

@@ -7,8 +7,9 @@ from typing import cast
 
 from service.limits import keys
 from service.limits.algorithms import TWINS
+from service.limits.algorithms.concurrency import Concurrency
 from service.limits.algorithms.contract import Definition, Twin
-from service.limits.decision import CHARGE, CONFLICT, DEBIT, DONE, GIVE_BACK, LOOK, REPLAYED, Ask, TokenAsk
+from service.limits.decision import CHARGE, CONFLICT, DEBIT, DONE, GIVE_BACK, LOOK, RENEW, REPLAYED, Ask, TokenAsk
 
 NOTHING = 7
 """A kind that only shows: what a token asks for again is neither done nor waited for."""
@@ -72,13 +73,14 @@ class MemoryStore:
     def _one(self, ask: Ask, kind: int, now_us: int) -> list[int]:
         twins = [self._load(charge.key, charge.limit.definition, now_us) for charge in ask.charges]
         costs = [charge.cost for charge in ask.charges]
-        asking = kind in (CHARGE, LOOK)
-        waits = [twin.wait(cost) if asking else 0 for twin, cost in zip(twins, costs, strict=True)]
+        waits = [_wait(twin, cost, kind, ask.lease) for twin, cost in zip(twins, costs, strict=True)]
+        passes = not any(waits)
+        at_us = min(ask.at_us or now_us, now_us)
         numbers: list[int] = []
         for charge, twin, wait_us in zip(ask.charges, twins, waits, strict=True):
-            changed = kind in (CHARGE, DEBIT) and charge.cost > 0 and not any(waits)
+            changed = kind in (CHARGE, RENEW, DEBIT) and charge.cost > 0 and passes
             if kind == GIVE_BACK:
-                changed = twin.give_back(charge.cost, ask.at_us)
+                changed = twin.give_back(charge.cost, at_us)
             elif changed:
                 (twin.debit if kind == DEBIT else twin.charge)(charge.cost)
             if changed or twin.stale:
@@ -130,3 +132,15 @@ class MemoryStore:
 
     async def aclose(self) -> None:
         """Nothing to let go of."""
+
+
+def _wait(twin: Twin, cost: int, kind: int, lease: str | None) -> int:
+    """Until this charge could pass; where a lease gives back or renews what it does not hold, more than 0."""
+    asking = kind in (CHARGE, LOOK)
+    wait_us = twin.wait(cost) if asking else 0
+    if lease is None or not isinstance(twin, Concurrency):
+        return wait_us
+    twin.lease = lease
+    if twin.holds():
+        return 0
+    return wait_us if asking else max(1, twin.wait(1))
