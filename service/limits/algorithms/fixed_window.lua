@@ -5,8 +5,9 @@ return {
   load = function(s, raw)
     s.start = s.c == 2 and s.a or s.c == 1 and now - now % s.window or now
     s.used = 0
+    s.over = s.c == 2 and now >= s.a + s.window + 1000000         -- nothing counts any more
     if raw and s.c == 2 then
-      if now < s.a + s.window + 1000000 then s.used = sub(raw, 17) + 0 end
+      if not s.over then s.used = sub(raw, 17) + 0 end
     elseif raw then
       local start, used = sub(raw, 1, 16) + 0, sub(raw, 17) + 0
       if start > now then start, s.stale = s.start, true end
@@ -17,8 +18,8 @@ return {
     if s.used + cost <= s.capacity then return 0 end
     return max(1, s.start + s.window - now)
   end,
-  charge = function(s, cost) s.used = s.used + cost end,
-  debit = function(s, cost) s.used = s.used + cost end,
+  charge = function(s, cost) s.used = s.over and 0 or s.used + cost end,
+  debit = function(s, cost) s.used = s.over and 0 or s.used + cost end,
   give = function(s, cost, at)
     if s.used == 0 or at < s.start and s.c ~= 2 then return false end
     s.used = max(0, s.used - cost)

@@ -20,10 +20,11 @@ class FixedWindow:
     def __init__(self, definition: Definition, state: tuple[int, int] | None, now_us: int) -> None:
         self.capacity, self.window_us = definition.capacity, definition.window_us
         self.now_us, self.stale = now_us, False
-        self.only = definition.c == 2
+        self.only, self.over = definition.c == 2, False
         if self.only:
             self.start_us = definition.a
-            self.used = state[1] if state and now_us < self.until_us() else 0
+            self.over = now_us >= self.until_us()
+            self.used = state[1] if state and not self.over else 0
             return
         fresh = now_us - now_us % self.window_us if definition.c else now_us
         self.start_us, self.used = state or (fresh, 0)
@@ -38,10 +39,10 @@ class FixedWindow:
         return max(1, self.start_us + self.window_us - self.now_us)
 
     def charge(self, cost: int) -> None:
-        self.used += cost
+        self.used = 0 if self.over else self.used + cost
 
     def debit(self, cost: int) -> None:
-        self.used += cost
+        self.used = 0 if self.over else self.used + cost
 
     def give_back(self, cost: int, at_us: int) -> bool:
         if self.used == 0 or (at_us < self.start_us and not self.only):
