@@ -13,8 +13,8 @@ from service.limits.limit import Limit
 CHARGE, LOOK, GIVE_BACK, DEBIT, RENEW = range(5)
 """What an `Ask` wants done; the script reads these numbers.
 
-A DEBIT charges what was used, and is never refused. Under a lease a CHARGE takes units of concurrency (or renews what the
-lease holds already), GIVE_BACK releases them and RENEW makes them last: refused, if the lease did not hold them.
+A DEBIT charges what was used, and is never refused. Under a lease a CHARGE takes units of concurrency (or renews what
+the lease holds already), GIVE_BACK releases them and RENEW makes them last: refused, if the lease did not hold them.
 """
 
 ONCE = 8

@@ -182,7 +182,7 @@ def test_a_period_of_the_calendar_is_one_window_for_whoever_is_early_or_a_second
         ((69.5, 2), (False, 1, 0.5, 0.5, 0.5)),
         ((70.9, 2), (False, 1, 0.000001, 0.000001, 0.000001)),
         ((70.9, 1), (True, 0, 0, 0.000001, 0.000001)),
-        ((71, 3), (True, 0, 0, 0.000001, 0.000001)),
+        ((71, 3), (True, 3, 0, 0, 0)),  # over: nothing counts any more
     ]
     for asked, expected in rows:
         assert counter.row(*asked) == pytest.approx(expected, abs=1e-9), asked
