@@ -10,6 +10,7 @@ from service.errors import InvalidInput, StoreUnavailable
 from service.limits import Limiter
 from service.limits.decision import GIVE_BACK, LOOK, Ask, Charge, TokenAsk
 from service.limits.engine import Engine
+from service.limits.fallback import Fallback
 from service.limits.limit import Limit
 from service.limits.stores import MemoryStore, opener
 from service.limits.stores.fake import FakeServerOpener
@@ -130,7 +131,7 @@ async def test_a_retry_after_a_lost_answer_is_charged_once():
                 raise StoreUnavailable("cut")
             return numbers
 
-    engine = Engine(Lossy, 5)
+    engine = Engine(Lossy, 5, fallback=Fallback("deny"))
     with pytest.raises(StoreUnavailable):
         await engine.decide(asking(2))
     again = await engine.decide(asking(2))

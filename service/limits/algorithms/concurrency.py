@@ -1,6 +1,6 @@
 """Concurrency: at most `capacity` units at once, each held under a lease.
 
-A lease ends when it is released, or a window after it was taken or last renewed: then a holder that died loses its unit.
+A lease ends when it is released, or a window after it was taken or renewed: then a holder that died loses its unit.
 Taking what is held already renews it. An ask without a lease takes nothing: it is told whether a unit is free.
 Exact for every number of units up to 10^9: a decision costs O(log n), a lease about 150 bytes of Redis.
 The wait of a refusal lasts until the first lease ends, at the latest: whoever releases earlier makes room earlier,
