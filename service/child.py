@@ -25,6 +25,7 @@ class Worker:
     Attributes:
         pid: A child of this process.
         control: The parent's end of the control socket, not blocking.
+        slot: Its number among those that serve; whoever replaces it has the same.
         replaces: Whom it will relieve when it serves.
         beat_s: When it was last heard, monotonic seconds.
         end_s: When it is ended if it is still there; None = it has a right to live.
@@ -35,6 +36,7 @@ class Worker:
 
     pid: int
     control: socket.socket
+    slot: int = 0
     state: State = State.STARTING
     replaces: "Worker | None" = None
     born_s: float = field(default_factory=time.monotonic)
@@ -53,13 +55,14 @@ class Worker:
 
     def legacy(self) -> dict[str, Any]:
         """What a parent needs to go on with this worker after exec: children stay children."""
-        return {"pid": self.pid, "control": self.control.fileno(), "state": self.state, "end_s": self.end_s}
+        known = {"pid": self.pid, "control": self.control.fileno(), "slot": self.slot}
+        return known | {"state": self.state, "end_s": self.end_s}
 
     @classmethod
-    def heir(cls, *, pid: int, control: int, state: str, end_s: float | None) -> "Worker":
+    def heir(cls, *, pid: int, control: int, slot: int = 0, state: str, end_s: float | None) -> "Worker":
         """The worker of a `legacy`."""
         os.set_inheritable(control, False)
-        return cls(pid, socket.socket(fileno=control), State(state), end_s=end_s)
+        return cls(pid, socket.socket(fileno=control), slot, State(state), end_s=end_s)
 
     def signal(self, number: int) -> None:
         with contextlib.suppress(ProcessLookupError):
@@ -89,6 +92,7 @@ class Inheritance:
         redis: What the embedded Redis needs to be known again; None = there is none.
         grpc: Descriptor of its listener; None = there is none.
         kept: Where the last good catalog is; None = nowhere.
+        slots: The directory of `status.Slot`.
     """
 
     listener: int
@@ -98,3 +102,4 @@ class Inheritance:
     redis: dict[str, Any] | None = None
     grpc: int | None = None
     kept: str | None = None
+    slots: str | None = None

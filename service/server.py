@@ -62,6 +62,7 @@ _NO_BINARY = (
     "with it; install redis-server or set REDIS_URL"
 )
 _PROBE_S = 30.0
+_MEMORY = "/dev/shm"
 _log = logs.events()
 
 
@@ -222,6 +223,7 @@ def serve(settings: Settings, target: Target, announce: Callable[[Banner], None]
             listener,
             grpc=for_grpc,
             wanted=workers,
+            slots=stack.enter_context(_slots(inherited)),
             watch=_watcher(target.app_dir or ".") if made.reload else None,
             inherited=inherited,
             watched=store.missed,
@@ -277,6 +279,20 @@ def _keeping(settings: Settings, target: Target, inherited: Inheritance | None) 
     finally:
         if path is not None:
             shutil.rmtree(Path(path).parent, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _slots(inherited: Inheritance | None) -> Iterator[str | None]:
+    """A private directory for `status.Slot`, gone with the service; on memory where there is some. None = nowhere."""
+    directory = inherited.slots if inherited else None
+    if directory is None:
+        with contextlib.suppress(OSError):
+            directory = tempfile.mkdtemp(prefix="onequota-slots-", dir=_MEMORY if os.access(_MEMORY, os.W_OK) else None)
+    try:
+        yield directory
+    finally:
+        if directory is not None:
+            shutil.rmtree(directory, ignore_errors=True)
 
 
 def _where(listener: socket.socket, settings: Settings, target: Target) -> str:
@@ -343,7 +359,9 @@ class _Redis:
     def missed(self, pid: int) -> None:
         """A child has ended; say so if it was the embedded Redis."""
         if self.embedded is not None and pid == self.embedded.pid:
-            _log.error("embedded_redis_died", hint="counters are gone, and decisions answer 503: start again")
+            _log.error(
+                "embedded_redis_died", hint="counters are gone, and limits answer by their on_outage: start again"
+            )
 
 
 @contextlib.contextmanager

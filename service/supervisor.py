@@ -8,6 +8,9 @@ one if it outlives the drain. Nobody is retired without a successor, and one rep
         ▼           ▼
       failed       died: replaced at once, and ever more slowly if that goes on
 
+Every worker has a slot, a number from 0 on, and its replacement has the same: what belongs to a slot (a share of the
+limits while Redis is away) is neither lost nor doubled when processes change.
+
 Both ends of a control socket speak lines of JSON. The worker: {"state", "requests", "due"} every half second,
 {"failed": sentence} at its end. The parent: the errand first, {"status"} when it changes, {"retire": {...}}.
 
@@ -64,6 +67,7 @@ class Supervisor:
         listener: Bound and listening.
         grpc: The same for gRPC; None = it is not wanted.
         wanted: How many workers, at least 1.
+        slots: A directory in which workers leave what those who replace them find; None = they are told no slot.
         watch: Calls its argument, from a thread of its own, when files have changed; None = no reloading.
         inherited: Workers to relieve, after a handover.
         watched: Called with the pid of every child that has ended.
@@ -79,6 +83,7 @@ class Supervisor:
         *,
         grpc: socket.socket | None = None,
         wanted: int,
+        slots: str | None = None,
         watch: Callable[[Callable[[], None]], None] | None = None,
         inherited: Inheritance | None = None,
         watched: Callable[[int], None] = lambda _: None,
@@ -89,6 +94,7 @@ class Supervisor:
         self.listener = listener
         self.grpc = grpc
         self.wanted = wanted
+        self.slots = slots
         self.directory = working_directory()  # now: a link that points elsewhere later is the same name
         self.workers: list[Worker] = []
         self.started_s = inherited.started_s if inherited else time.time()
@@ -249,8 +255,9 @@ class Supervisor:
         for _ in range(-missing):
             idle = [worker for worker in actives if worker.state is State.SERVING]
             if len(idle) > 1:
-                self._retire(idle[0], "fewer")
-                actives.remove(idle[0])
+                last = max(idle, key=lambda worker: worker.slot)  # those that stay have the numbers from 0 on
+                self._retire(last, "fewer")
+                actives.remove(last)
 
     def _start(self, replaces: Worker | None = None) -> None:
         try:
@@ -259,10 +266,16 @@ class Supervisor:
             self._start_failed(None, f"a worker cannot be started: {error.strerror}")
             return
         worker.replaces = replaces
+        worker.slot = self._free_slot() if replaces is None else replaces.slot
         self._take(worker)
-        worker.tell(path=sys.path, directory=self.directory, target=asdict(self.target))
-        if self._told is not None:
-            worker.tell(status=self._told.data())
+        errand = {"path": sys.path, "directory": self.directory, "target": asdict(self.target)}
+        if self.slots is not None:
+            errand["slot"] = {"number": worker.slot, "directory": self.slots}
+        worker.tell(**errand, status=self._status().data())
+
+    def _free_slot(self) -> int:
+        taken = {worker.slot for worker in self.workers if worker.state is not State.RETIRED}
+        return min(set(range(len(taken) + 1)) - taken)
 
     def _spawned(self) -> Worker:
         ours, theirs = socket.socketpair()
@@ -430,12 +443,15 @@ class Supervisor:
                 worker.signal(signal.SIGKILL)
 
     def _tell(self) -> None:
-        serving = sum(worker.state is State.SERVING for worker in self.workers)
-        status = Status(workers=self.wanted, serving=serving, recycles=self.recycles, started_s=self.started_s)
+        status = self._status()
         if status != self._told:
             self._told = status
             for worker in self.workers:
                 worker.tell(status=status.data())
+
+    def _status(self) -> Status:
+        serving = sum(worker.state is State.SERVING for worker in self.workers)
+        return Status(workers=self.wanted, serving=serving, recycles=self.recycles, started_s=self.started_s)
 
     def _maybe_hand_over(self) -> None:
         """Not while a worker is starting: whoever comes after could not tell it from one that serves."""
@@ -452,6 +468,7 @@ class Supervisor:
             workers=[worker.legacy() for worker in self.workers],
             started_s=self.started_s,
             recycles=self.recycles,
+            slots=self.slots,
         )
 
 

@@ -76,6 +76,9 @@ def main(control_fd: int, listener_fd: int, grpc_fd: int | None = None) -> None:
     with contextlib.suppress(OSError):  # by the name it was started under: behind a link there is the latest release
         os.chdir(errand["directory"])
     target = Target(**errand["target"])
+    if "slot" in errand:  # a parent that has not been handed over may be older than this
+        status.tell(Status(**errand["status"]))
+        status.take(status.Slot(**errand["slot"]))
     leave_for_grpc(socket.socket(fileno=grpc_fd) if grpc_fd is not None else None)
     try:
         settings = load()
