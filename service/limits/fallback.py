@@ -13,8 +13,8 @@ of workers is changed in an outage, those that were there may have spent larger 
 worker that was added or taken away. Under a server that is not our runner a worker knows how many there are but not
 which it is, so the rest of a division is nobody's, and a worker that is replaced has its share again.
 
-A unit that was given back, or settled, goes where it was charged: `Decision.degraded` tells. What the store has charged
-cannot be given back while it is away; what was used beyond (a debit) is counted here.
+Units are given back, and leases renewed and released, where they were charged: `Decision.degraded` tells. What the
+store has charged stays so while it is away; what was used beyond (a debit) is counted here.
 """
 
 from collections.abc import Callable, Iterator
@@ -26,10 +26,12 @@ from service.limits.decision import (
     CHARGE,
     GIVE_BACK,
     LOOK,
+    RENEW,
     Ask,
     Charge,
     Decision,
     Degraded,
+    LeaseAsk,
     Standing,
     TokenAsk,
     read,
@@ -80,10 +82,10 @@ class Fallback:
             here: What is to be undone or settled was charged here.
 
         Raises:
-            StoreUnavailable: Nobody decides: `deny`, or the store has charged what is to be given back.
+            StoreUnavailable: Nobody decides: `deny`, or the store has what is to be given back or renewed.
             InvalidInput: Its token came with other content before.
         """
-        if not here and (ask.kind == GIVE_BACK or self.policy(ask) == "deny"):
+        if not here and (ask.kind in (GIVE_BACK, RENEW) or self.policy(ask) == "deny"):
             raise error.once_more()
         counted = [charge for charge in ask.charges if (charge.limit.on_outage or self.on_outage) == "local"]
         at_us, told = self._count(ask, counted) if counted else (self._counters().clock(), [])
@@ -112,14 +114,13 @@ class Fallback:
         at_us = spent.clock()
         found: Iterator[Standing] = iter(())
         if parts:
-            token = ask.token if isinstance(ask, TokenAsk) and kind != LOOK else None
-            of_mine = Ask(parts, kind, ask.at_us) if token is None else TokenAsk(parts, token, kind, ask.at_us)
+            of_mine = _like(ask, parts, kind)
             numbers = spent.decide(of_mine)
             _, at_us, told = read(of_mine, numbers[0], numbers, 1)
             found = iter(told)
         standings = []
         for charge, part, fits in zip(charges, shares, fit, strict=True):
-            wait_us = AGAIN_US if asking and not fits else 0
+            wait_us = AGAIN_US if not fits and ask.kind in (CHARGE, LOOK, RENEW) else 0
             standing = Standing(charge.limit, charge.cost, 0, wait_us, wait_us, wait_us)
             if part is not None:
                 standing = next(found)._replace(limit=charge.limit, cost=charge.cost)
@@ -139,6 +140,15 @@ class Fallback:
             return Place(slot=slot.number, workers=status.told().workers, hosts=self._hosts)
         workers = _siblings()
         return Place(slot=0 if workers == 1 else None, workers=workers, hosts=self._hosts)
+
+
+def _like(ask: Ask, charges: list[Charge], kind: int) -> Ask:
+    """The same for other charges; a look needs neither token nor lease."""
+    if isinstance(ask, TokenAsk) and kind != LOOK:
+        return TokenAsk(charges, ask.token, kind, ask.at_us, ask.lease)
+    if ask.lease is not None and kind != LOOK:
+        return LeaseAsk(charges, ask.lease, kind)
+    return Ask(charges, kind, ask.at_us)
 
 
 @cache

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from service.errors import InvalidInput, InvalidLimit, StoreUnavailable
 from service.limits import Limiter
 from service.limits.algorithms import ALGORITHMS
-from service.limits.decision import CHARGE, DEBIT, GIVE_BACK, LOOK, Ask, Charge, TokenAsk
+from service.limits.decision import CHARGE, DEBIT, GIVE_BACK, LOOK, RENEW, Ask, Charge, LeaseAsk, TokenAsk
 from service.limits.fallback import AGAIN_US, Fallback
 from service.limits.limit import Limit
 from service.limits.share import Place
@@ -194,6 +194,35 @@ def test_a_token_is_known_again_by_the_worker_that_saw_it():
         assert found.decide(TokenAsk(charges, once), AWAY).standings[0].remaining == 6
     with pytest.raises(InvalidInput, match="Idempotency-Key"):
         found.decide(TokenAsk(charges, token("retry-1", b"other", owner="o")), AWAY)
+
+
+def lease(name, kind=CHARGE, text="4/minute"):
+    return LeaseAsk([Charge(limit(text, algorithm="concurrency"), b"k", 1)], name, kind)
+
+
+def test_leases_that_are_taken_here_are_renewed_and_released_here():
+    """Of 4 at once this worker has 2."""
+    clock = Clock()
+    found = fallback(clock=clock, slot=1, workers=2)
+    assert [found.decide(lease(f"l{n}"), AWAY).allowed for n in range(3)] == [True, True, False]
+    clock.forward(40)
+    assert found.decide(lease("l0", RENEW), AWAY, here=True).allowed
+    clock.forward(40)  # l1 has ended
+    assert not found.decide(lease("l1", RENEW), AWAY, here=True).allowed
+    assert [found.decide(lease(f"l{n}"), AWAY).allowed for n in (3, 4)] == [True, False]
+    found.decide(lease("l0", GIVE_BACK), AWAY, here=True)
+    assert found.decide(lease("l4"), AWAY).allowed
+
+
+@pytest.mark.parametrize("kind", [RENEW, GIVE_BACK])
+def test_a_lease_that_the_store_has_is_neither_renewed_nor_released_here(kind):
+    """It ends by itself; nobody is told that it was lost."""
+    with pytest.raises(StoreUnavailable):
+        fallback(slot=0, workers=1).decide(lease("l", kind), AWAY)
+
+
+def test_without_a_share_no_lease_is_renewed():
+    assert not fallback(slot=7, workers=8).decide(lease("l", RENEW), AWAY, here=True).allowed
 
 
 # ── spelled where limits are declared ────────────────────────────────────────────────────────────────────────────────
