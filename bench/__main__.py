@@ -10,7 +10,8 @@ from typing import Annotated
 import typer
 
 from bench import exact, hangups, simulation, tax, trust
-from bench.processes import ROOT, Cpus, MissingError
+from bench.processes import ROOT, Cpus
+from bench.redises import MissingError
 from bench.service import NotStartedError
 from service.limits.algorithms import ALGORITHMS
 

@@ -16,7 +16,7 @@ import redis
 
 from bench.generator import Result, Task
 from bench.load import bundled
-from bench.processes import RedisServer, redis_server
+from bench.redises import RedisServer
 from bench.service import Service, service
 from service.limits import Limit
 from service.limits.algorithms import ALGORITHMS, TWINS
@@ -84,7 +84,7 @@ def exact(
 
 @contextlib.contextmanager
 def _deployment(workers: int) -> Iterator[tuple[RedisServer, Service]]:
-    with redis_server() as store, service(store, workers=workers) as server:
+    with RedisServer() as store, service(store, workers=workers) as server:
         yield store, server
 
 

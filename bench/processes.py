@@ -2,70 +2,18 @@
 
 import contextlib
 import os
-import shutil
 import subprocess
 import sys
-import tempfile
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import TypeVar
 
-import redis
-
 Text = TypeVar("Text", bytes, str)
 
 PATIENCE_S = 30
 """How long a process may take to start or end."""
-
-
-class MissingError(Exception):
-    """A program the measurement needs is not there."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RedisServer:
-    """A redis-server of our own, without persistence, on a unix socket."""
-
-    pid: int
-    socket: str
-
-    @property
-    def url(self) -> str:
-        return f"unix://{self.socket}"
-
-    def client(self) -> "redis.Redis":
-        return redis.Redis(unix_socket_path=self.socket)
-
-
-@contextlib.contextmanager
-def redis_server() -> Iterator[RedisServer]:
-    """Start one. Raises MissingError without redis-server on PATH."""
-    binary = shutil.which("redis-server")
-    if binary is None:
-        raise MissingError("redis-server is not installed; it must be on PATH")
-    with tempfile.TemporaryDirectory(prefix="oq-bench-") as folder:
-        path = f"{folder}/redis.sock"
-        command = [binary, "--port", "0", "--unixsocket", path, "--save", "", "--appendonly", "no", "--dir", folder]
-        with ended(subprocess.Popen(command, stdout=subprocess.DEVNULL)) as process:
-            server = RedisServer(pid=process.pid, socket=path)
-            _await_answer(server)
-            yield server
-
-
-def _await_answer(server: RedisServer) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    with server.client() as client:
-        while True:
-            try:
-                client.ping()
-                return
-            except redis.exceptions.ConnectionError:
-                if time.monotonic() > deadline:
-                    raise
-                time.sleep(0.02)
 
 
 @contextlib.contextmanager

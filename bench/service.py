@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.processes import PATIENCE_S, ROOT, RedisServer, cpu_ns, ended
+from bench.processes import PATIENCE_S, ROOT, cpu_ns, ended
+from bench.redises import RedisServer
 
 DEADLINE_MS = "10000"
 """For a decision: more processes than cores share the machine, and one that waits for a core is no outage."""

@@ -19,7 +19,8 @@ from dataclasses import asdict, dataclass, field
 from bench.apps import APPS
 from bench.generator import Task
 from bench.load import Seen, bundled, has_wrk, seen, wrk
-from bench.processes import Cpus, RedisServer, Worker, cpu_ns, placed, redis_server, worker
+from bench.processes import Cpus, Worker, cpu_ns, placed, worker
+from bench.redises import RedisServer
 
 PATH = "/item"
 WARM_UP = 1_500
@@ -149,7 +150,7 @@ def measure(
 @contextlib.contextmanager
 def _servers() -> Iterator[tuple[RedisServer, list[Worker]]]:
     with contextlib.ExitStack() as stack:
-        redis = stack.enter_context(redis_server())
+        redis = stack.enter_context(RedisServer())
         yield redis, [stack.enter_context(worker(name, redis.socket)) for name in APPS]
 
 

@@ -12,6 +12,7 @@ validation, before dependencies.
 
     cli.py          the commands; no logic
     settings.py     the only reader of the environment
+      redis_url.py  a Redis URL: read, checked, shown without its password
     server.py       the runner: what is asked for, checked, wired, announced, handed over
       target.py     what is run
       listener.py   the one socket all workers share; another for gRPC
@@ -44,6 +45,7 @@ validation, before dependencies.
       plan.py     · (route, method) → charges
       engine.py     charges → decision, per event loop
         lane.py     one queue and its one call under way: shared calls, deadlines
+        spread.py   the counters are on several servers: a lane for each; asks that span them, in turn
       decision.py · frozen values: Ask, Charge, Standing, Decision
       limit.py    · a limit, valid by construction; the notation
       headers.py  · decision → header pairs
@@ -53,11 +55,11 @@ validation, before dependencies.
       policy.py     (domain, descriptors) → which limits, asked how; the verdict
       catalog/    · limits by name, from a file of Envoy's form; live.py reads and watches it
       algorithms/   one .lua each + its pure twin; decide.lua joins them into one script
-      stores/       how counters are opened: Redis by URL, embedded, fakeredis, this process
+      stores/       how counters are opened: Redis by URL, Sentinels, a Cluster, embedded, fakeredis, this process
       testing.py    a pytest plugin for apps that use the limiter
 
 Rooms marked · are pure: no clock, socket, environment. Imports point inward: routes → limits → algorithms.
 
 Rooms the plan keeps free, for what comes next: limits/outage.py (the breaker, and what is answered while Redis is
-away: until then 503), stores/ for Sentinel and Cluster.
+away: until then 503).
 """

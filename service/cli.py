@@ -30,7 +30,12 @@ GrpcPort = Annotated[
 ]
 Redis = Annotated[
     str | None,
-    typer.Option("--redis", metavar="URL", help="redis://, rediss:// or unix://.", show_default="embedded"),
+    typer.Option(
+        "--redis",
+        metavar="URL",
+        help="See docs/redis.md: redis://, unix://, redis+cluster:// …",
+        show_default="embedded",
+    ),
 ]
 LogLevel = Annotated[str | None, typer.Option(metavar="LEVEL", help="Least grave line.", show_default="info")]
 LogFile = Annotated[str | None, typer.Option(metavar="FILE", help="Log there, too; rotating.", show_default=False)]

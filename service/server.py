@@ -14,6 +14,7 @@ Windows: one worker, in this process. No signals to replace it, no unix sockets,
 it counts on fakeredis.
 """
 
+import asyncio
 import contextlib
 import ipaddress
 import json
@@ -30,26 +31,24 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn, cast
 
-import redis
 import watchfiles
-from redis.backoff import NoBackoff
-from redis.retry import Retry
 
 from service import callers, grpc, logs
 from service import listener as sockets
 from service import target as targets
 from service.child import Inheritance
-from service.errors import ConfigurationError
+from service.errors import ConfigurationError, StoreUnavailable
 from service.limits import catalog
 from service.limits.catalog import InvalidCatalog
+from service.limits.stores import Opener, opener
 from service.limits.stores.embedded import EmbeddedRedis, find_binary
+from service.redis_url import redacted
 from service.settings import (
     FAKE_REDIS,
     HANDOVER,
     PROBE,
     Settings,
     default_workers,
-    redacted,
     take_handover,
     working_directory,
 )
@@ -63,6 +62,7 @@ _NO_BINARY = (
 )
 _PROBE_S = 30.0
 _MEMORY = "/dev/shm"
+_ANSWER_S = 1.0
 _log = logs.events()
 
 
@@ -383,13 +383,21 @@ def _silence(url: str) -> str | None:
     if url == FAKE_REDIS:
         return None
     try:
-        with redis.Redis.from_url(
-            url, socket_timeout=1, socket_connect_timeout=1, retry=Retry(NoBackoff(), 0)
-        ) as client:
-            client.ping()
-    except (redis.RedisError, OSError) as error:
+        asyncio.run(_ping(opener(url, timeout_s=_ANSWER_S)))
+    except StoreUnavailable as error:
         return f"{redacted(url)} does not answer ({error}); until it does, limits answer by their on_outage"
     return None
+
+
+async def _ping(open_store: Opener) -> None:
+    store = open_store()
+    try:
+        async with asyncio.timeout(_ANSWER_S):
+            await store.ping()
+    except TimeoutError:
+        raise StoreUnavailable(f"nothing within {_ANSWER_S:g} s") from None
+    finally:
+        await store.aclose()
 
 
 def _banner(where: str, store: _Redis, workers: int, reload: bool, service: bool, with_key: bool) -> Banner:

@@ -12,13 +12,13 @@ import re
 import sys
 from pathlib import Path, PurePath
 from typing import Annotated, Any, Literal
-from urllib.parse import SplitResult, urlsplit
 
 from pydantic import AfterValidator, AliasChoices, BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 from service.errors import ConfigurationError
+from service.redis_url import parse_redis_url, redacted
 
 PREFIX = "ONEQUOTA_"
 
@@ -34,77 +34,8 @@ PROBE = "probe"
 # REDIS_URL of one process without any Redis: exported by the runner when nothing can be embedded.
 FAKE_REDIS = "fakeredis://"
 
-# What redis-py does not know, in its words.
-_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*")
-_ALIASES = {"valkey": "redis", "valkeys": "rediss", "redis+unix": "unix"}
-_SCHEMES = ("redis", "rediss", "unix", "fakeredis")
-_LATER = ("redis+sentinel", "redis+cluster")
-_WANTED_URL = "redis://HOST:PORT/DB, rediss://HOST:PORT/DB or unix:///PATH"
 _OPTIONS = {"redis_url": "--redis"}  # all other options are called as their field
 _SERVERS = {"uvicorn", "gunicorn", "hypercorn", "fastapi", "onequota", "service.cli"}
-
-
-def redacted(url: str) -> str:
-    """`url` as it may be shown: its password, and whatever might be one, is `***`. Never raises.
-
-    Up to the *last* `@` all counts as credentials: a password with a raw `/` or `@` in it is hidden whole.
-    """
-    scheme, colons, rest = url.partition("://")
-    if not colons or not _SCHEME.fullmatch(scheme):
-        return "***"  # not a URL: it may be the password itself
-    credentials, at, place = rest.rpartition("@")
-    if at:
-        user, colon, _ = credentials.partition(":")
-        place = f"{user}:***@{place}" if colon else f"***@{place}"
-    else:
-        place = re.sub(r":[^/?:\]]*[^/?:\]\d][^/?:\]]*(?=[/?]|$)", ":***", place, count=1)  # host:password
-    place = re.sub(r"((?:password|token|secret)=)[^&]*", r"\1***", place, flags=re.IGNORECASE)
-    return f"{scheme}://{place}"
-
-
-def parse_redis_url(value: str) -> str:
-    """A Redis URL in redis-py's words: `valkey://` becomes `redis://`.
-
-    Raises:
-        ValueError: It cannot be one; a sentence without the password.
-    """
-    scheme = value.partition("://")[0].lower()
-    if scheme in _LATER:
-        raise ValueError(f"{scheme}:// is not supported yet by this version; use {_WANTED_URL}")
-    canonical = _ALIASES.get(scheme, scheme)
-    if "://" not in value or canonical not in _SCHEMES:
-        raise ValueError(f"wanted {_WANTED_URL}" + ("" if value.strip() else ", and it is empty"))
-    if not value.isprintable() or " " in value:
-        raise ValueError(f"it holds a space or a control character; wanted {_WANTED_URL}")
-    url = canonical + value[len(scheme) :]
-    if canonical in {"redis", "rediss"}:
-        _check_tcp(_split(url))
-    elif canonical == "unix":
-        _check_unix(_split(url))
-    return url
-
-
-def _split(url: str) -> SplitResult:
-    try:
-        parts = urlsplit(url)
-        _ = parts.port
-    except ValueError:  # its message may quote the password
-        raise ValueError("its port is not a number from 0 to 65535, or its host is unreadable") from None
-    return parts
-
-
-def _check_tcp(parts: SplitResult) -> None:
-    if not parts.hostname:
-        raise ValueError(f"it names no host; wanted {_WANTED_URL}")
-    if parts.fragment:
-        raise ValueError("it holds a '#': in a password, write %23")
-    if not re.fullmatch(r"/?\d*/?", parts.path):  # redis-py would silently take database 0
-        raise ValueError("its database is not a number, as in redis://HOST:PORT/0; in a password, '/' is %2F")
-
-
-def _check_unix(parts: SplitResult) -> None:
-    if parts.hostname or len(parts.path) < 2:  # redis-py would silently drop the host
-        raise ValueError("a socket has three slashes: unix:///run/redis.sock")
 
 
 def _items(value: object) -> object:
@@ -157,8 +88,7 @@ class Settings(BaseSettings):
     """The deployment, read once at start-up; equal in the parent and in every worker.
 
     Attributes:
-        redis_url: Where the counters live, `redis://`, `rediss://`, `unix://`; None = the embedded Redis.
-            `fakeredis://` is one process without Redis.
+        redis_url: Where the counters live, see `redis_url`; None = the embedded Redis.
         environment: `production` refuses what is for development.
         host: Address to listen on.
         port: TCP port; 0 = any free one.

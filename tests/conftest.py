@@ -2,7 +2,7 @@ import pytest
 import redis
 from servers import RedisServer
 
-pytest_plugins = ["pytester", "service.limits.testing"]
+pytest_plugins = ["pytester", "service.limits.testing", "topologies"]
 
 
 @pytest.fixture(autouse=True)

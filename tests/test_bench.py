@@ -8,7 +8,8 @@ from servers import needs
 from bench import exact, tax
 from bench.generator import Result, Task, percentile
 from bench.load import Seen, bundled, read_wrk, seen, wrk
-from bench.processes import redis_server, worker
+from bench.processes import worker
+from bench.redises import RedisServer
 
 ALGORITHMS = ("fixed-window", "moving-window", "sliding-window-counter", "gcra")
 
@@ -94,7 +95,7 @@ def test_requests_that_were_not_charged_stop_the_measurement():
 def test_both_generators_see_what_the_server_served():
     needs("redis-server")
     needs("wrk")
-    with redis_server() as redis, worker("none", redis.socket) as server:
+    with RedisServer() as redis, worker("none", redis.socket) as server:
         found = seen(bundled(Task(port=server.port, path="/item", requests=101, connections=8)))
         assert (found.ok, found.bad) == (101, 0)
         assert tax._served(server) == 101

@@ -4,6 +4,7 @@ import json
 import os
 
 import pytest
+from topologies import PLACES, Place
 
 from service import server
 from service.errors import ConfigurationError
@@ -109,9 +110,17 @@ def test_a_redis_that_was_given_is_described_without_its_password() -> None:
         assert (redis.url, redis.described) == ("redis://u:hunter2@127.0.0.1:1/1", "redis://u:***@127.0.0.1:1/1")
 
 
-def test_a_redis_that_does_not_answer_is_warned_of_without_its_password(redis_server) -> None:
+@pytest.mark.parametrize("place", PLACES, indirect=True)
+def test_a_redis_that_answers_is_not_warned_of(place: Place) -> None:
+    assert server._silence(place.url) is None
+
+
+def test_a_redis_that_does_not_answer_is_warned_of_without_its_password() -> None:
     """The service starts all the same: Redis may come later."""
-    assert server._silence(redis_server.url) is None
+    for url in ("redis+sentinel://u:hunter2@127.0.0.1:1/orders", "redis+cluster://u:hunter2@127.0.0.1:1"):
+        told = server._silence(url)
+        assert told is not None and "does not answer (Redis is away: " in told and "127.0.0.1:1" in told
+        assert "hunter2" not in told
     told = server._silence("redis://u:hunter2@127.0.0.1:1/1")
     assert told is not None
     assert "redis://u:***@127.0.0.1:1/1 does not answer" in told

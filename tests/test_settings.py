@@ -9,11 +9,10 @@ import pytest
 from service import settings
 from service.errors import ConfigurationError
 from service.limits import Limiter, identity
+from service.redis_url import parse_redis_url, redacted
 from service.settings import (
     default_workers,
     load,
-    parse_redis_url,
-    redacted,
     redis_url_from_env,
     several_workers,
     usable_cores,
@@ -169,8 +168,8 @@ def test_a_redis_url_is_kept_in_the_words_of_redis_py(
         ("redis://h\n:1", "it holds a space or a control character"),
         ("unix://run/redis.sock", "a socket has three slashes: unix:///run/redis.sock"),
         ("unix://", "a socket has three slashes"),
-        ("redis+sentinel://u:hunter2@h/0", "redis+sentinel:// is not supported yet by this version"),
-        ("redis+cluster://h", "redis+cluster:// is not supported yet by this version"),
+        ("redis+sentinel://u:hunter2@h/0", 'REDIS_URL="redis+sentinel://u:***@h/0": it names no service'),
+        ("redis+cluster://u:hunter2@h/1", "a Cluster has database 0 only"),
     ],
 )  # fmt: skip
 def test_a_redis_url_that_cannot_be_meant_is_one_line_without_its_password(

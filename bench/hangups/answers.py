@@ -12,8 +12,8 @@ from bench.hangups.report import Fact, Row, no_errors, row
 from bench.hangups.servers import Kind, Options, Server, serving, threads
 from bench.hangups.stage import Held, Size, stage
 from bench.hangups.watch import asked
-from bench.processes import redis_server
 from bench.promises import Check, at_most, exactly
+from bench.redises import RedisServer
 
 UPLOADS = 20
 UPLOAD_BYTES = 10 * 1024 * 1024
@@ -60,7 +60,7 @@ def think(kind: Kind, size: Size) -> Row:
 
 def upload_429(kind: Kind, size: Size) -> Row:
     """Uploads beyond a limit, refused before they are read; between them, a request on the same connection."""
-    with redis_server() as store:
+    with RedisServer() as store:
         options = Options(workers=size.workers or 2, app="limited", factory=True, redis_url=store.url)
         with serving(kind, options) as server:
             urllib.request.urlopen(f"http://127.0.0.1:{server.port}/upload", data=b"the one", timeout=30).close()

@@ -12,7 +12,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bench.processes import PATIENCE_S, MissingError, ended
+from bench.processes import PATIENCE_S, ended
+from bench.redises import MissingError
 
 SCRIPT = Path(__file__).parent / "client.mjs"
 

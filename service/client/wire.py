@@ -13,7 +13,7 @@ from urllib.parse import SplitResult, unquote, urlsplit
 from service.client.answer import Answer, Standing
 from service.client.question import Question
 from service.errors import AccessDenied, ConfigurationError, InvalidInput, OnequotaError, ServiceUnavailable
-from service.settings import redacted
+from service.redis_url import redacted
 
 T = TypeVar("T")
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from urllib.parse import SplitResult, urlsplit
 
 from service.errors import ConfigurationError
-from service.settings import redacted
+from service.redis_url import redacted
 
 URL = "SUPABASE_URL"
 KEY = "SUPABASE_SERVICE_KEY"

@@ -1,10 +1,11 @@
 """Asks in, decisions out: one call to the store for all that arrive together.
 
 Arrivals of one event-loop tick, or while a call is under way, share the next call; there is no timer, so an idle
-server adds no wait. Each event loop has a lane of its own (store, connection, queue), closed with the loop.
+server adds no wait. Each event loop has a lane of its own (store, connection, queue), closed with the loop; where the
+counters are on several servers, one for each.
 
-Nothing is sent twice, but for NOSCRIPT (see `stores/redis.py`). While the store is away each limit is decided by its
-`on_outage` (`fallback.py`).
+Nothing is sent twice but what Redis says it has not run (see `stores/redis.py`, `stores/cluster.py`). While the store
+is away each limit is decided by its `on_outage` (`fallback.py`).
 """
 
 import asyncio
@@ -13,8 +14,9 @@ from weakref import WeakKeyDictionary
 from service.errors import InvalidInput
 from service.limits.decision import Ask, Decision
 from service.limits.fallback import Fallback
-from service.limits.lane import MOST_CHARGES, Counters, Lane
-from service.limits.stores import Opener, Store
+from service.limits.lane import MOST_CHARGES, Counters, Lane, close_with_loop
+from service.limits.spread import Spread
+from service.limits.stores.contract import Keeper, Opener, Sharded
 
 __all__ = ["DEADLINE_S", "MOST_CHARGES", "Counters", "Engine"]
 
@@ -36,8 +38,8 @@ class Engine:
         self.deadline_s = deadline_s
         self.fallback = fallback or Fallback()
         self.counters = Counters()
-        self._lanes: WeakKeyDictionary[asyncio.AbstractEventLoop, Lane] = WeakKeyDictionary()
-        self._latest: Lane | None = None  # nearly always the one that is wanted
+        self._lanes: WeakKeyDictionary[asyncio.AbstractEventLoop, Lane | Spread] = WeakKeyDictionary()
+        self._latest: Lane | Spread | None = None  # nearly always the one that is wanted
 
     def decide(self, ask: Ask, *, here: bool = False) -> "asyncio.Future[Decision]":
         """The decision, to be awaited on the running event loop.
@@ -59,7 +61,7 @@ class Engine:
             lane = self._lane()
         return lane.stand_in(ask, here=True) if here else lane.submit(ask)
 
-    def store(self) -> Store:
+    def store(self) -> Keeper:
         """The running loop's store, for what is no decision: ping, forget."""
         return self._lane().store
 
@@ -73,16 +75,28 @@ class Engine:
         """What answers, e.g. "redis 7.0.15". Raises StoreUnavailable after the deadline, or at once in an outage."""
         return await self._lane().ping()
 
-    def _lane(self) -> Lane:
+    def _lane(self) -> Lane | Spread:
         loop = asyncio.get_running_loop()
         lane = self._lanes.get(loop)
         if lane is None:
-            lane = self._lanes[loop] = Lane(loop, self.open_store(), self.deadline_s, self.counters, self.fallback)
-            lane.close_with_loop(lambda: self._forget(loop))
+            store = self.open_store()
+            if isinstance(store, Sharded):
+                lane = Spread(loop, store, self.deadline_s, self.counters, self.fallback)
+            else:
+                lane = Lane(loop, store, self.deadline_s, self.counters, self.fallback)
+            self._lanes[loop] = lane
+            self._close_with(lane)
         self._latest = lane
         return lane
 
-    def _forget(self, loop: asyncio.AbstractEventLoop) -> Lane | None:
+    def _close_with(self, lane: Lane | Spread) -> None:
+        async def close() -> None:
+            self._forget(lane.loop)
+            await lane.aclose()
+
+        lane.closer = close_with_loop(close)
+
+    def _forget(self, loop: asyncio.AbstractEventLoop) -> Lane | Spread | None:
         self._latest = None
         return self._lanes.pop(loop, None)
 

@@ -7,7 +7,8 @@
     └ the prefix, default "oq"
 
 A record of an idempotency token (oq:{orders}:8e03978e:once) has its owner between the braces, the token as scope, and a
-word where a counter has its limit, which begins with a digit.
+word where a counter has its limit, which begins with a digit. In a Cluster the owner's slot and those of the counters
+may differ: there each of these has a record of its part beside it (oq:{alice}:~…:once).
 
 Short plain parts stay readable, anything else becomes "~" and a 128-bit digest: "~" begins no plain part, no part
 holds the mark that ends it, so no two different tuples share a key. The longest key has 128 bytes or fewer.
@@ -58,8 +59,17 @@ def probe(key: bytes) -> bytes:
     return head + b"}:probe:1000000000/1s/fixed"
 
 
+def beside(counter: bytes, record: bytes, word: str) -> bytes:
+    """A record of what `record` stands for, in the Cluster slot of a counter; `word` is of letters."""
+    digest = hashlib.blake2b(record, digest_size=16).digest()
+    return counter[: counter.index(b"}") + 2] + _short(digest).encode() + b":" + word.encode()
+
+
 def _part(text: str, plain: re.Pattern[str]) -> str:
     if plain.fullmatch(text):
         return text
-    digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+    return _short(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest())
+
+
+def _short(digest: bytes) -> str:
     return "~" + urlsafe_b64encode(digest).decode().rstrip("=")

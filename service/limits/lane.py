@@ -8,9 +8,11 @@ queued is never sent. One that was under way may have been charged as well: it i
 import asyncio
 import contextlib
 import contextvars
+from bisect import insort
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
+from operator import itemgetter
 
 from service.errors import InvalidInput, StoreUnavailable
 from service.limits.decision import CHARGE, Ask, Decision, read
@@ -53,51 +55,26 @@ Waiting = tuple[Ask, "asyncio.Future[Decision]", float]
 """An ask, its answer, and the loop time at which it is due."""
 
 
-class Lane:
-    """One event loop's queue and its one call under way."""
+class StandIn:
+    """Decides without a store, when one that should have decided is away.
 
-    def __init__(
-        self,
-        loop: asyncio.AbstractEventLoop,
-        store: Store,
-        deadline_s: float,
-        counters: Counters,
-        fallback: Fallback,
-    ) -> None:
-        self.store = store
+    Args:
+        loop: The event loop it belongs to.
+        counters: Of the engine.
+        fallback: What decides.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, counters: Counters, fallback: Fallback) -> None:
         self.loop = loop
-        self._deadline_s = deadline_s
+        self.closer: object = None
         self._counters = counters
         self._fallback = fallback
-        self._outage = Outage(loop, self._probe, self._changed)
-        self._queue: deque[Waiting] = deque()
-        self._sent: list[Waiting] = []
-        self._sender: asyncio.Task[None] | None = None
-        self._starting = False
-        self._watch: asyncio.TimerHandle | None = None
-        self._context = contextvars.Context()  # the sender must not live in the first request's context
-        self._closer: AsyncGenerator[None, None] | None = None
-
-    def submit(self, ask: Ask) -> "asyncio.Future[Decision]":
-        if self._outage.open:
-            return self.stand_in(ask)
-        loop = self.loop
-        answer = loop.create_future()
-        due = loop.time() + self._deadline_s
-        self._queue.append((ask, answer, due))
-        if not self._starting:
-            self._starting = True
-            loop.call_soon(self._start, context=self._context)
-        if self._watch is None:
-            self._watch = loop.call_at(due, self._expire, context=self._context)
-        return answer
-
-    # ── without the store ────────────────────────────────────────────────────────────────────────────────────
+        self._context = contextvars.Context()  # tasks must not live in the first request's context
 
     def stand_in(self, ask: Ask, *, here: bool = False) -> "asyncio.Future[Decision]":
         """The decision without the store, at once. `here`: as `Fallback.decide` has it."""
         answer = self.loop.create_future()
-        self._answer(ask, answer, _away(), here=here)
+        self._answer(ask, answer, away(), here=here)
         return answer
 
     def _answer(
@@ -119,6 +96,70 @@ class Lane:
             answer.set_result(decision)
         self._counters.degraded[policy] += 1
 
+
+class Lane(StandIn):
+    """One event loop's queue and its one call under way.
+
+    Attributes:
+        store: What is called.
+        closer: See `close_with_loop`.
+    """
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        store: Store,
+        deadline_s: float,
+        counters: Counters,
+        fallback: Fallback,
+    ) -> None:
+        super().__init__(loop, counters, fallback)
+        self.store = store
+        self._deadline_s = deadline_s
+        self._outage = Outage(loop, self._probe, self._changed)
+        self._queue: deque[Waiting] = deque()
+        self._sent: list[Waiting] = []
+        self._sender: asyncio.Task[None] | None = None
+        self._starting = False
+        self._watch: asyncio.TimerHandle | None = None
+
+    def submit(self, ask: Ask) -> "asyncio.Future[Decision]":
+        if self._outage.open:
+            return self.stand_in(ask)
+        loop = self.loop
+        answer = loop.create_future()
+        due = loop.time() + self._deadline_s
+        self._queue.append((ask, answer, due))
+        if not self._starting:
+            self._starting = True
+            loop.call_soon(self._start, context=self._context)
+        if self._watch is None:
+            self._watch = loop.call_at(due, self._expire, context=self._context)
+        return answer
+
+    def put_back(self, waiting: Waiting) -> None:
+        """Queue what came by another way, with the time it has left."""
+        ask, answer, due = waiting
+        if self._outage.open:
+            self._answer(ask, answer, away())
+            return
+        insort(self._queue, waiting, key=itemgetter(2))
+        if not self._starting:
+            self._starting = True
+            self.loop.call_soon(self._start, context=self._context)
+        if self._watch is not None and self._watch.when() > due:
+            self._watch.cancel()
+            self._watch = None
+        if self._watch is None:
+            self._watch = self.loop.call_at(due, self._expire, context=self._context)
+
+    @property
+    def idle(self) -> bool:
+        """Nobody waits, and nothing is under way."""
+        return not self._queue and not self._sent
+
+    # ── while the store is away ──────────────────────────────────────────────────────────────────────────────
+
     def _changed(self, is_open: bool) -> None:
         """The breaker did: whoever still waits for a store that is away need not."""
         if not is_open:
@@ -127,27 +168,30 @@ class Lane:
         self._counters.opened += 1
         while self._queue:
             ask, answer, _ = self._queue.popleft()
-            self._answer(ask, answer, _away())
+            self._answer(ask, answer, away())
 
     async def _probe(self, ask: Ask) -> None:
         while self._sender is not None:  # one call at a time
             await asyncio.wait([self._sender])
         try:
             async with asyncio.timeout(self._deadline_s):
-                await self.store.decide([ask])
+                await self._look(ask)
         except TimeoutError:
-            raise _late() from None
+            raise late() from None
+
+    async def _look(self, probe: Ask) -> None:
+        await self.store.decide([probe])
 
     async def ping(self) -> str:
         """What answers, in words. Raises StoreUnavailable after the deadline, and at once while the store is away."""
         if self._outage.open:
-            raise _away()
+            raise away()
         try:
             async with asyncio.timeout(self._deadline_s):
                 return await self.store.ping()
         except TimeoutError:
-            self._outage.failed(_late(), b"")
-            raise _late() from None
+            self._outage.failed(late(), b"")
+            raise late() from None
         except StoreUnavailable as error:
             self._outage.failed(error, b"")
             raise
@@ -169,7 +213,7 @@ class Lane:
                     async with asyncio.timeout(self._deadline_s):
                         await self._decide(batch)
                 except TimeoutError:
-                    self._fail(batch, _late())
+                    self._fail(batch, late())
                 except StoreUnavailable as error:
                     self._fail(batch, error)
                 self._sent = []
@@ -201,8 +245,8 @@ class Lane:
             batch.append(waiting)
         return batch
 
-    def _settle(self, batch: list[Waiting], numbers: Sequence[int]) -> None:
-        at_us, start = numbers[0], 1
+    def _settle(self, batch: list[Waiting], numbers: Sequence[int], start: int = 1) -> None:
+        at_us = numbers[0]
         self._outage.answered()
         self._counters.decisions += len(batch)
         for ask, answer, _ in batch:
@@ -229,29 +273,12 @@ class Lane:
         now = self.loop.time()
         while self._queue and (self._queue[0][2] <= now or self._queue[0][1].done()):
             ask, answer, _ = self._queue.popleft()
-            self._answer(ask, answer, _late())
+            self._answer(ask, answer, late())
         for ask, answer, due in self._sent:
             if due <= now:
-                self._answer(ask, answer, _late())
+                self._answer(ask, answer, late())
         open_ = [due for _, answer, due in (*self._sent, *self._queue) if not answer.done()]
         self._watch = self.loop.call_at(min(open_), self._expire, context=self._context) if open_ else None
-
-    def close_with_loop(self, forget: Callable[[], object]) -> None:
-        """Close the store when the loop shuts its asynchronous generators down (`asyncio.run`, anyio, uvicorn do).
-
-        Without it a loop that ends with the lane open (a test client makes one per request) would leave a socket.
-        """
-
-        async def keep() -> AsyncGenerator[None, None]:
-            try:
-                yield
-            finally:
-                forget()
-                await self.aclose()
-
-        self._closer = keep()
-        with contextlib.suppress(StopIteration):
-            self._closer.__anext__().send(None)  # register with the loop: run up to the yield, which never suspends
 
     async def aclose(self) -> None:
         if self._watch is not None:
@@ -266,9 +293,32 @@ class Lane:
         await self.store.aclose()
 
 
-def _away() -> StoreUnavailable:
+def away() -> StoreUnavailable:
+    """Of a store that is not even asked."""
     return StoreUnavailable("the store is away; it is looked for once a second", maybe_done=False)
 
 
-def _late() -> StoreUnavailable:
+def late() -> StoreUnavailable:
+    """At a deadline."""
     return StoreUnavailable("the store did not answer in time")
+
+
+def close_with_loop(close: Callable[[], Awaitable[None]]) -> object:
+    """Close when the running loop shuts its asynchronous generators down (`asyncio.run`, anyio, uvicorn do).
+
+    Without it a loop that ends with a lane open (a test client makes one per request) would leave a socket.
+
+    Returns:
+        To be held for as long as it is to be closed: whoever drops it closes.
+    """
+
+    async def keep() -> AsyncGenerator[None, None]:
+        try:
+            yield
+        finally:
+            await close()
+
+    closer = keep()
+    with contextlib.suppress(StopIteration):
+        closer.__anext__().send(None)  # register with the loop: run up to the yield, which never suspends
+    return closer

@@ -63,7 +63,7 @@ class Limiter(slowapi.Limiter):
         key_func: Who is charged: a function of () or (request), also a coroutine function; see `identity`.
         strategy: "fixed-window" (default), "moving-window", "sliding-window-counter" or "gcra".
         storage_uri: Where the counters are; else REDIS_URL, else memory:// (refused when several workers serve).
-        storage_options: More arguments for redis-py's client.
+        storage_options: More arguments for redis-py's client; `sentinel_kwargs` among them for the Sentinels' own.
         headers_enabled: Write X-RateLimit-* and, on every answer, Retry-After, as slowapi does.
         draft_headers: Write RateLimit and RateLimit-Policy (draft-ietf-httpapi-ratelimit-headers-10).
         trusted_proxies: Networks whose X-Forwarded-For is believed by `identity.client_address`; None reads

@@ -22,7 +22,8 @@ from service.limits.algorithms import ALGORITHMS
 from service.limits.identity import Addresses
 from service.limits.limit import LARGEST_AMOUNT, Limit
 from service.limits.plan import whole
-from service.settings import load, parse_redis_url, redacted
+from service.redis_url import parse_redis_url, redacted
+from service.settings import load
 
 much = functools.partial(settings, deadline=None, suppress_health_check=list(HealthCheck))
 

@@ -4,18 +4,21 @@ import asyncio
 import gc
 
 import pytest
-import redis.asyncio
 from servers import RedisServer
+from topologies import PLACES
 
+from bench.redises import tell
 from service.errors import InvalidInput, StoreUnavailable
+from service.limits import keys
 from service.limits.algorithms import ALGORITHMS
-from service.limits.decision import Ask, Charge
+from service.limits.decision import DEBIT, GIVE_BACK, LOOK, Ask, Charge, TokenAsk
 from service.limits.engine import MOST_CHARGES
 from service.limits.engine import Engine as AnyEngine
 from service.limits.fallback import Fallback
 from service.limits.limit import Limit
 from service.limits.stores import opener
 from service.limits.stores.memory import MemoryStore
+from service.limits.token import token
 
 (TEN,) = Limit.parse("10/minute")
 
@@ -27,6 +30,10 @@ def Engine(open_store, deadline_s=0.25):  # noqa: N802
 
 def ask(key=b"k", cost=1, limit=TEN):
     return Ask([Charge(limit, key, cost)])
+
+
+def key(identity):
+    return keys.spell("", identity, "test", "1/1s/fixed")
 
 
 class Slow(MemoryStore):
@@ -166,21 +173,21 @@ async def test_who_left_before_the_call_is_not_charged():
     assert (await engine.decide(ask())).standings[0].remaining == 9
 
 
-async def test_answers_never_reach_the_wrong_caller(redis_server: RedisServer):
+@pytest.mark.parametrize("place", PLACES, indirect=True)
+async def test_answers_never_reach_the_wrong_caller(place):
     """300 callers with limits of their own, a third of whom leave while the call is under way."""
-    engine = Engine(opener(redis_server.url))
+    engine = Engine(opener(place.url, timeout_s=5), 5)
     limits = [Limit(amount=number + 1, window_s=60) for number in range(300)]
 
     async def one(number):
-        decision = await engine.decide(ask(b"c%d" % number, 1, limits[number]))
+        decision = await engine.decide(ask(key(f"c{number}"), 1, limits[number]))
         assert decision.standings[0].limit is limits[number]
         assert decision.standings[0].remaining == number
         return True
 
     for _ in range(3):
         await engine.aclose()
-        async with redis.asyncio.Redis.from_url(redis_server.url) as client:
-            await client.flushall()
+        place.tell("FLUSHALL")
         tasks = [asyncio.ensure_future(one(number)) for number in range(300)]
         await asyncio.sleep(0)
         for task in tasks[::3]:
@@ -190,28 +197,29 @@ async def test_answers_never_reach_the_wrong_caller(redis_server: RedisServer):
     await engine.aclose()
 
 
-def test_each_event_loop_has_its_own_connection_and_leaves_none(redis_server: RedisServer):
-    engine = Engine(opener(redis_server.url))
-    with redis_server.client() as client:
-        before = len(client.client_list())
-        for number in range(5):
-            decision = asyncio.run(_wait(engine, b"loops"))
-            assert decision.standings[0].remaining == 9 - number
-        gc.collect()
-        assert len(client.client_list()) == before
+@pytest.mark.parametrize("place", PLACES, indirect=True)
+def test_each_event_loop_has_its_own_connection_and_leaves_none(place):
+    engine = Engine(opener(place.url, timeout_s=5), 5)
+    before = [len(text.splitlines()) for text in place.tell("CLIENT", "LIST", "TYPE", "normal")]
+    for number in range(5):
+        decision = asyncio.run(_wait(engine, key("loops")))
+        assert decision.standings[0].remaining == 9 - number
+    gc.collect()
+    assert [len(text.splitlines()) for text in place.tell("CLIENT", "LIST", "TYPE", "normal")] == before
     assert not engine._lanes
 
 
-async def test_script_flush_under_load_is_not_noticed(redis_server: RedisServer):
-    """The one replay: NOSCRIPT. 3,000 decisions on a limit of 1,000 while the scripts are flushed 50 times."""
-    engine = Engine(opener(redis_server.url))
-    (limit,) = Limit.parse("1000/hour")
+@pytest.mark.parametrize("place", PLACES, indirect=True)
+async def test_script_flush_under_load_is_not_noticed(place):
+    """The one replay: NOSCRIPT. 3,000 decisions on limits of 1,000 in all while the scripts are flushed 50 times."""
+    engine = Engine(opener(place.url, timeout_s=5), 5)
+    (limit,) = Limit.parse("250/hour")
+    names = [key(f"k{number}") for number in range(4)]
     admitted = 0
-    async with redis.asyncio.Redis.from_url(redis_server.url) as client:
-        for _ in range(50):
-            await client.script_flush()
-            decisions = await asyncio.gather(*(engine.decide(ask(b"k", 1, limit)) for _ in range(60)))
-            admitted += sum(decision.allowed for decision in decisions)
+    for _ in range(50):
+        place.tell("SCRIPT", "FLUSH")
+        decisions = await asyncio.gather(*(engine.decide(ask(names[number % 4], 1, limit)) for number in range(60)))
+        admitted += sum(decision.allowed for decision in decisions)
     assert admitted == 1000
     assert engine.counters.unsettled == 0
     await engine.aclose()
@@ -284,14 +292,150 @@ async def test_a_lost_reply_is_never_sent_again(redis_server: RedisServer):
     await closed.wait()
 
 
+# ── the contract of every store ──────────────────────────────────────────────────────────────────────────────────────
+
+
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-@pytest.mark.parametrize("store", ["memory", "fakeredis", "redis"])
-async def test_every_store_admits_exactly_the_limit(store, algorithm, request):
-    """The contract of every store: 3 loops' worth of engines on one counter, 200 asks, 50 admitted."""
-    url = request.getfixturevalue("redis_server").url if store == "redis" else f"{store}://"
-    engine = Engine(opener(url), 5)
-    (limit,) = Limit.parse("50/hour", algorithm=algorithm)
-    decisions = await asyncio.gather(*(engine.decide(ask(b"k", 1, limit)) for _ in range(200)))
-    assert sum(decision.allowed for decision in decisions) == 50
+@pytest.mark.parametrize("url", ["memory://", "fakeredis://"])
+async def test_a_store_of_this_process_admits_exactly_the_limit(url, algorithm):
+    await admit_exactly_the_limit([Engine(opener(url), 5)], algorithm)
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("place", PLACES, indirect=True)
+async def test_every_redis_admits_exactly_the_limit(place, algorithm):
+    """Asked by two engines at once."""
+    await admit_exactly_the_limit([Engine(opener(place.url, timeout_s=5), 5) for _ in range(2)], algorithm)
+
+
+async def admit_exactly_the_limit(engines, algorithm):
+    """200 asks each for 8 counters, of which a Cluster has some on every server; 50 admitted each."""
+    (limit,) = Limit.parse("50/year", algorithm=algorithm)
+    names = [key(f"c{number}") for number in range(8)]
+
+    async def admitted(name):
+        answers = [engine.decide(ask(name, 1, limit)) for engine in engines for _ in range(200 // len(engines))]
+        return sum(decision.allowed for decision in await asyncio.gather(*answers))
+
+    assert await asyncio.gather(*map(admitted, names)) == [50] * 8
+    for engine in engines:
+        assert engine.counters.unsettled == engine.counters.failures == 0
+        await engine.aclose()
+
+
+@pytest.mark.parametrize("place", PLACES, indirect=True)
+async def test_all_limits_pass_or_none_is_charged_even_where_they_are_on_several_servers(place):
+    """Six identities, one of which has nothing left: who asks for all of them is refused, and the others stay whole."""
+    engine = Engine(opener(place.url, timeout_s=5), 5)
+    charges = [Charge(TEN, key(f"user{number}"), 1) for number in range(6)]
+    allowed = await engine.decide(Ask(charges))
+    assert allowed.allowed and [standing.remaining for standing in allowed.standings] == [9] * 6
+    assert (await engine.decide(ask(key("user4"), 9))).allowed
+    refused = await engine.decide(Ask(charges))
+    assert not refused.allowed
+    assert [standing.limit.name for standing in refused.exceeded] == ["10/minute"]
+    assert [standing.remaining for standing in refused.standings] == [9, 9, 9, 9, 0, 9]
+    look = await engine.decide(Ask(charges, LOOK))
+    assert [standing.remaining for standing in look.standings] == [9, 9, 9, 9, 0, 9]
+    await engine.aclose()
+
+
+@pytest.mark.parametrize("place", PLACES, indirect=True)
+async def test_what_was_charged_is_given_back_wherever_it_is(place):
+    """All of a decision's limits, and one of them alone, at the instant of the charge."""
+    engine = Engine(opener(place.url, timeout_s=5), 5)
+    charges = [Charge(TEN, key(f"user{number}"), 4) for number in range(4)]
+    decision = await engine.decide(Ask(charges))
+    back = await engine.decide(Ask(charges, GIVE_BACK, decision.at_us))
+    assert [standing.remaining for standing in back.standings] == [10] * 4
+    decision = await engine.decide(Ask(charges))
+    for charge in charges:
+        back = await engine.decide(Ask([charge], GIVE_BACK, decision.at_us))
+        assert back.standings[0].remaining == 10
+    debit = await engine.decide(Ask([charge._replace(cost=12) for charge in charges], DEBIT))
+    assert [standing.remaining for standing in debit.standings] == [0] * 4
+    await engine.aclose()
+
+
+@pytest.mark.parametrize("place", PLACES, indirect=True)
+async def test_many_that_span_servers_never_exceed_a_limit(place):
+    """300 asks of one shared limit of 100 and one of 5 of each of 30 users: none is over, and all of it is used.
+
+    The smallest limit is charged first, whatever their order, so no two asks hold what the other one wants.
+    """
+    engine = Engine(opener(place.url, timeout_s=5), 5)
+    hundred, five = Limit.parse("100/year;5/year")
+    everybody = Charge(hundred, key("everybody"), 1)
+    users = [Charge(five, key(f"user{number}"), 1) for number in range(30)]
+    orders = [Ask([everybody, user] if number % 2 else [user, everybody]) for number in range(10) for user in users]
+    admitted = 0
+    for _ in range(2):
+        admitted += sum(decision.allowed for decision in await asyncio.gather(*map(engine.decide, orders)))
+    look = await engine.decide(Ask([everybody, *users], LOOK))
+    assert admitted == 100
+    assert look.standings[0].remaining == 0
+    assert sum(5 - standing.remaining for standing in look.standings[1:]) == 100
     assert engine.counters.unsettled == 0
+    await engine.aclose()
+
+
+@pytest.mark.parametrize("place", PLACES, indirect=True)
+async def test_a_token_is_charged_once_wherever_its_record_is(place):
+    """Its owner's slot is not that of the counters, which are on several servers; 20 ask at once, then one again."""
+    engine = Engine(opener(place.url, timeout_s=5), 5)
+    charges = [Charge(TEN, key(f"user{number}"), 2) for number in range(3)]
+
+    def once(text="t", content=b"", charges=charges):
+        return TokenAsk(charges, token(text, content, owner="shop"))
+
+    decisions = await asyncio.gather(*(engine.decide(once()) for _ in range(20)))
+    assert {decision.allowed for decision in decisions} == {True}
+    again = await engine.decide(once())
+    assert again.replayed and [standing.remaining for standing in again.standings] == [8] * 3
+    look = await engine.decide(Ask(charges, LOOK))
+    assert [standing.remaining for standing in look.standings] == [8] * 3
+
+    refused = once("no", charges=[charge._replace(cost=9) for charge in reversed(charges)])
+    assert (await engine.decide(ask(key("user0"), 8))).allowed  # the last one has nothing left, the others have 8
+    for _ in range(3):
+        assert not (await engine.decide(refused)).allowed
+    look = await engine.decide(Ask(charges, LOOK))
+    assert [standing.remaining for standing in look.standings] == [0, 8, 8]
+
+    with pytest.raises(InvalidInput, match="Idempotency-Key"):
+        await engine.decide(once(content=b"other"))
+    with pytest.raises(InvalidInput, match="Idempotency-Key"):
+        await engine.decide(once(content=b"other", charges=[Charge(TEN, key("somebody else"), 1)]))
+    await engine.aclose()
+
+
+@pytest.mark.parametrize("place", PLACES, indirect=True)
+async def test_every_store_says_what_it_is_and_forgets_an_identity_or_all(place):
+    engine = Engine(opener(place.url, timeout_s=5), 5)
+    for name in ("a", "b", "c", "d"):
+        await engine.decide(ask(key(name)))
+    assert await engine.ping()
+    assert await engine.store().doubts() == []
+    assert await engine.store().forget("", "a") == 1
+    assert (await engine.decide(ask(key("a")))).standings[0].remaining == 9
+    assert (await engine.decide(ask(key("b")))).standings[0].remaining == 8
+    assert await engine.store().forget("", None) == 4
+    assert place.tell("DBSIZE") == [0] * len(place.servers())
+    await engine.aclose()
+
+
+@pytest.mark.parametrize("place", PLACES, indirect=True)
+async def test_every_key_of_every_store_expires(place):
+    engine = Engine(opener(place.url, timeout_s=5), 5)
+    charges = [Charge(TEN, key(f"user{number}"), 2) for number in range(3)]
+    await engine.decide(TokenAsk(charges, token("t", b"", owner="shop", keep_s=60)))
+    await engine.decide(Ask(charges))
+    found = 0
+    for server in place.servers():
+        database = int(place.name == "tls")
+        for name in tell(server, "KEYS", "*", password=place.password, database=database):
+            found += 1
+            assert 0 < tell(server, "PTTL", name, password=place.password, database=database) <= 121_000, name
+            assert len(name) <= 128
+    assert found >= 4
     await engine.aclose()

@@ -25,7 +25,7 @@ from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 
 from service.errors import ConfigurationError, IdentityUnavailable
 from service.logs import events
-from service.settings import redacted
+from service.redis_url import redacted
 
 log = events()
 

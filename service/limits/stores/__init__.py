@@ -3,6 +3,8 @@
 | scheme | store |
 |---|---|
 | `redis://` `rediss://` `unix://` (also `valkey://` `valkeys://` `redis+unix://`) | a real server |
+| `redis+sentinel://` `rediss+sentinel://` (also with `valkey`) | the primary that Sentinels name |
+| `redis+cluster://` `rediss+cluster://` (also with `valkey`) | all servers of a Cluster |
 | `memory://` | this process only: the twins; refused when several workers share the app |
 | `fakeredis://` | this process only: the script on fakeredis; the embedded Redis of last resort |
 """
@@ -10,11 +12,13 @@
 from typing import Any
 
 from service.errors import ConfigurationError
+from service.limits.stores.cluster import ClusterOpener
 from service.limits.stores.contract import Opener, Store
 from service.limits.stores.fake import FakeServerOpener
 from service.limits.stores.memory import MemoryStore
 from service.limits.stores.redis import RedisOpener
-from service.settings import parse_redis_url, redacted
+from service.limits.stores.sentinel import SentinelOpener
+from service.redis_url import parse_redis_url, read, redacted
 
 __all__ = ["MemoryStore", "Opener", "Store", "opener"]
 
@@ -38,4 +42,8 @@ def opener(url: str, options: dict[str, Any] | None = None, timeout_s: float = 1
         url = parse_redis_url(url)
     except ValueError as error:
         raise ConfigurationError(f"storage {redacted(url)}: {error}, or memory://") from None
+    several = read(url)
+    if several is not None:
+        kind = SentinelOpener if several.kind == "sentinel" else ClusterOpener
+        return kind(several, options or {}, timeout_s)
     return FakeServerOpener() if scheme == "fakeredis" else RedisOpener(url, options or {}, timeout_s)

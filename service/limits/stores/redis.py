@@ -5,8 +5,10 @@ thing replayed is NOSCRIPT, which says that nothing was run.
 """
 
 import asyncio
+import contextlib
 import hashlib
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import redis.asyncio
@@ -22,6 +24,11 @@ from service.limits.stores.faults import unavailable
 
 IDLE_S = 0.5
 """A connection that rested this long is looked at before it is used: the server may have closed it meanwhile."""
+
+_FILES = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
+
+Call = tuple[Any, ...]
+"""A command and its arguments."""
 
 
 class RedisStore:
@@ -40,6 +47,16 @@ class RedisStore:
         self._used_s = 0.0
 
     async def decide(self, asks: Sequence[Ask]) -> Sequence[int]:
+        try:
+            return await self._call(self._spell(asks))
+        except (RedisError, OSError) as error:
+            told = unavailable(error)
+            if told.reason == "readonly":  # a primary no more: to connect again is how the new one is found
+                await self._drop(self._connection)
+            raise told from error
+
+    def _spell(self, asks: Sequence[Ask]) -> Call:
+        """The call that decides these asks."""
         names: list[bytes] = []
         runs: list[str] = []
         words, times = "", 0
@@ -53,13 +70,9 @@ class RedisStore:
             words, times = ask.words, 1
         runs.append(f"{times} {words}")
         now_us = self.clock() if self.clock else 0
-        call = ("EVALSHA", self._sha, len(names), *names, now_us, " ".join(runs))
-        try:
-            return await self._call(call)
-        except (RedisError, OSError) as error:
-            raise unavailable(error) from error
+        return ("EVALSHA", self._sha, len(names), *names, now_us, " ".join(runs))
 
-    async def _call(self, call: tuple[Any, ...]) -> Sequence[int]:
+    async def _call(self, call: Call) -> Sequence[int]:
         connection = await self._connected()
         try:
             await connection.send_command(*call)
@@ -73,8 +86,7 @@ class RedisStore:
         except ResponseError:
             raise
         except BaseException:  # what comes next on this connection may answer what was given up
-            self._connection = None
-            await connection.disconnect(nowait=True)
+            await self._drop(connection)
             raise
 
     async def _connected(self) -> Any:
@@ -92,17 +104,34 @@ class RedisStore:
             except (RedisError, OSError):
                 stale = True
             if stale:
-                self._connection = None
-                await connection.disconnect(nowait=True)
+                await self._drop(connection)
         if self._connection is None:
-            connection = self.client.connection_pool.make_connection()  # type: ignore[no-untyped-call]
-            try:
-                await connection.connect()
-            except (RedisError, OSError) as error:
-                raise unavailable(error, sent=False) from error
-            self._connection = connection
+            self._connection = await self._connect()
         self._used_s = now_s
         return self._connection
+
+    async def _connect(self) -> Any:
+        connection = self.client.connection_pool.make_connection()  # type: ignore[no-untyped-call]
+        try:
+            await connection.connect()
+            await self._greet(connection)
+        except BaseException as error:
+            await self._drop(connection)
+            if isinstance(error, (RedisError, OSError)):
+                raise unavailable(error, sent=False) from error
+            raise
+        return connection
+
+    async def _drop(self, connection: Any) -> None:
+        """Let go of a connection that cannot be used any more."""
+        self._connection = None
+        writer = getattr(connection, "_writer", None)
+        if writer is not None:
+            writer.transport.abort()  # with TLS, to close would wait up to 30 s for the other end
+        await connection.disconnect(nowait=True)
+
+    async def _greet(self, connection: Any) -> None:
+        """What is said on a new connection before it is used. Raises StoreUnavailable, RedisError, OSError."""
 
     async def ping(self) -> str:
         try:
@@ -142,9 +171,10 @@ class RedisStore:
 
     async def aclose(self) -> None:
         connection, self._connection = self._connection, None
-        if connection is not None:
-            await connection.disconnect(nowait=True)
-        await self.client.aclose()
+        with contextlib.suppress(RedisError, OSError):
+            if connection is not None:
+                await connection.disconnect()
+            await self.client.aclose()
 
 
 class RedisOpener:
@@ -156,26 +186,32 @@ class RedisOpener:
         timeout_s: Seconds one command may take.
 
     Raises:
-        ConfigurationError: The URL or an option makes no sense to redis-py.
+        ConfigurationError: The URL or an option makes no sense to redis-py, or a certificate cannot be read.
     """
 
     def __init__(self, url: str, options: dict[str, Any], timeout_s: float) -> None:
         self._url = url
-        self._timeout_s = timeout_s
-        self._options = {"max_connections": 8, **options}
-        try:
-            redis.asyncio.ConnectionPool.from_url(url, **self._settled()).make_connection()  # type: ignore[no-untyped-call]
-        except (ValueError, TypeError, RedisError) as error:
-            raise ConfigurationError(f"the Redis URL cannot be used: {error}") from error
-
-    def _settled(self) -> dict[str, Any]:
-        return {
-            **self._options,
+        self._options = {
+            "max_connections": 8,
+            **options,
             "retry": Retry(NoBackoff(), 0),
             "retry_on_error": [],
-            "socket_timeout": self._timeout_s,  # decisions have the engine's deadline; this bounds all else
-            "socket_connect_timeout": self._timeout_s,
+            "socket_timeout": timeout_s,  # decisions have the engine's deadline; this bounds all else
+            "socket_connect_timeout": timeout_s,
         }
+        try:
+            pool = redis.asyncio.ConnectionPool.from_url(url, **self._options)
+            pool.make_connection()  # type: ignore[no-untyped-call]
+        except (ValueError, TypeError, RedisError) as error:
+            raise ConfigurationError(f"the Redis URL cannot be used: {error}") from error
+        for name in _FILES:
+            path = pool.connection_kwargs.get(name)
+            if path is not None and not Path(path).is_file():
+                raise ConfigurationError(f"{name}={path}: there is no such file")
 
     def __call__(self) -> RedisStore:
-        return RedisStore(redis.asyncio.Redis.from_url(self._url, **self._settled()))
+        return RedisStore(self.client())
+
+    def client(self) -> "redis.asyncio.Redis":
+        """A client for the running event loop, that connects when it is used and never tries twice."""
+        return redis.asyncio.Redis.from_url(self._url, **self._options)
