@@ -59,7 +59,4 @@ validation, before dependencies.
       testing.py    a pytest plugin for apps that use the limiter
 
 Rooms marked · are pure: no clock, socket, environment. Imports point inward: routes → limits → algorithms.
-
-Rooms the plan keeps free, for what comes next: limits/outage.py (the breaker, and what is answered while Redis is
-away: until then 503).
 """
