@@ -1,0 +1,18 @@
+"""What the commands of `cli.py` do: each asks, makes a document, and has it shown.
+
+    asking.py      whom a command asks: a running service, or the Redis that services count in
+    checking.py    onequota check
+    descending.py· which descriptors of a catalog a request meets, and why the others do not hold
+    explaining.py  onequota explain --domain
+    routes.py      onequota explain MODULE:APP: the limits of an app, route by route, and why others do not apply
+    listing.py     onequota limits: all of them as a tree
+    access_log.py· lines of an access log, by whichever format
+    replaying.py   onequota explain --replay: what other limits would have refused
+    validating.py  onequota validate
+    resetting.py   onequota reset
+    doctor.py      onequota doctor
+    screen.py      text for people, one line of JSON for programs, once or again and again
+    words.py     · what both say alike
+
+Exit codes: 0 allowed or good, 1 refused or not good, 2 it could not be done, with one line on standard error.
+"""

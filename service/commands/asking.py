@@ -1,0 +1,194 @@
+"""Whom a command asks: a running service, or the Redis that services count in.
+
+| given | asked |
+|---|---|
+| `--url`, else ONEQUOTA_URL | the service there, with `--api-key`, else ONEQUOTA_API_KEY |
+| `--redis`, else REDIS_URL | that Redis; limits of a domain then come from `--limits-file` |
+
+An option goes before the variables, ONEQUOTA_URL before REDIS_URL. A command starts nothing by itself.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar
+
+from service.client import Answer, Client, Standing
+from service.client.question import Check, DomainCheck, Question
+from service.errors import ConfigurationError, InvalidInput, InvalidLimit
+from service.limits import Limit, keys, policy
+from service.limits.catalog import Catalog, load
+from service.limits.decision import CHARGE, LOOK, Ask, Charge, seconds
+from service.limits.decision import Standing as Counted
+from service.limits.engine import Engine
+from service.limits.plan import outside
+from service.limits.stores import opener
+from service.settings import redis_url_from_env, service_url_from_env
+
+T = TypeVar("T")
+
+DEADLINE_S = 5.0
+
+NOBODY = (
+    "whom to ask? Pass --url http://HOST:PORT of a running service, or --redis redis://HOST:PORT that services count "
+    "in; or set ONEQUOTA_URL or REDIS_URL"
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Whom:
+    """What a user said of whom to ask; all of it may be missing."""
+
+    url: str | None = None
+    api_key: str | None = field(default=None, repr=False)
+    redis: str | None = None
+    limits_file: str | None = None
+
+    @property
+    def known(self) -> bool:
+        """Whether anybody can be asked."""
+        return bool(self.url or self.redis or service_url_from_env() or redis_url_from_env())
+
+    def asked(self) -> "Asked":
+        """Who is.
+
+        Raises:
+            ConfigurationError: Nobody, or two at once.
+        """
+        if self.url and self.redis:
+            raise ConfigurationError("--url asks a service, --redis a Redis: leave one out")
+        redis = self.redis or (None if self.url or service_url_from_env() else redis_url_from_env())
+        if redis:
+            return Counters(redis, load(self.limits_file) if self.limits_file else None)
+        url = self.url or service_url_from_env()
+        if url is None:
+            raise ConfigurationError(NOBODY)
+        if self.limits_file:
+            raise ConfigurationError(
+                "a service has its own limits file: leave out --limits-file, or ask a Redis with --redis"
+            )
+        return Service(url, self.api_key)
+
+
+class Asked(Protocol):
+    """Who answers questions."""
+
+    def decide(self, questions: Sequence[Question]) -> list[Answer]:
+        """One answer a question. Raises OnequotaError where there is none."""
+
+
+class Service:
+    """A running service."""
+
+    def __init__(self, url: str, api_key: str | None) -> None:
+        self._client = Client(url, api_key=api_key, deadline_s=DEADLINE_S, when_away="raise")
+
+    def decide(self, questions: Sequence[Question]) -> list[Answer]:
+        return self._client.decide(questions)
+
+
+class Counters:
+    """The counters in a Redis, decided here as a service would."""
+
+    def __init__(self, url: str, catalog: Catalog | None) -> None:
+        self._open = opener(url, None, DEADLINE_S)
+        self._catalog = catalog
+
+    def decide(self, questions: Sequence[Question]) -> list[Answer]:
+        async def all_of_them(engine: Engine) -> list[Answer]:
+            return [await self._one(engine, question) for question in questions]
+
+        return self.run(all_of_them)
+
+    def run(self, work: Callable[[Engine], Awaitable[T]]) -> T:
+        """What a coroutine function finds out with an engine over these counters."""
+
+        async def inside() -> T:
+            engine = Engine(self._open, DEADLINE_S)
+            try:
+                return await work(engine)
+            finally:
+                await engine.aclose()
+
+        return asyncio.run(inside())
+
+    async def _one(self, engine: Engine, question: Question) -> Answer:
+        if isinstance(question, Check):
+            return await _inline(engine, question)
+        if self._catalog is None:
+            raise ConfigurationError(
+                f'domain "{question.domain}" has its limits in a file: pass --limits-file, or ask a service with --url'
+            )
+        if question.domain not in self._catalog.domains:
+            raise InvalidInput("domain", f'no "{question.domain}" in the limits file')
+        wanted = [policy.Wanted(entries) for entries in question.descriptors]
+        now_us = time.time_ns() // 1000
+        planned = policy.plan(self._catalog, question.domain, wanted, now_us=now_us, cost=question.cost)
+        verdict = await policy.decide(engine, planned, peek=question.peek)
+        return Answer(
+            allowed=verdict.allowed,
+            retry_after=verdict.retry_after,
+            limits=tuple(map(told, verdict.standings)),
+            degraded=verdict.degraded,
+        )
+
+
+async def _inline(engine: Engine, question: Check) -> Answer:
+    if not question.key:
+        raise InvalidInput("key", "is empty; name who is charged")
+    try:
+        limits = Limit.parse(question.limits, algorithm=question.algorithm or "fixed-window", burst=question.burst)
+    except InvalidLimit as error:
+        raise InvalidInput("--limits", str(error)) from None
+    scope = outside("")
+    charges = [
+        Charge(limit, keys.spell("", question.key, scope, limit.spelling), limit.admits(question.cost))
+        for limit in limits
+    ]
+    decision = await engine.decide(Ask(charges, LOOK if question.peek else CHARGE))
+    return Answer(
+        allowed=decision.allowed, retry_after=decision.retry_after, limits=tuple(map(told, decision.standings))
+    )
+
+
+def told(standing: Counted) -> Standing:
+    """A standing as the service tells it."""
+    return Standing(
+        name=standing.limit.name,
+        limit=standing.limit.capacity,
+        window_s=standing.limit.refill_s,
+        remaining=standing.remaining,
+        reset_after_s=seconds(standing.reset_us),
+    )
+
+
+def entries(words: Sequence[str]) -> list[tuple[tuple[str, str], ...]]:
+    """Descriptors as a user writes them: `user=alice plan=free`, several with a `+` between. Raises InvalidInput."""
+    found: list[list[tuple[str, str]]] = [[]]
+    for word in words:
+        if word == "+":
+            found.append([])
+            continue
+        key, equals, value = word.partition("=")
+        if not key or not equals:
+            raise InvalidInput("entries", f'"{word}" is none: write KEY=VALUE, for example user=alice')
+        found[-1].append((key, value))
+    if not all(found):
+        raise InvalidInput("entries", "none given: write KEY=VALUE, for example user=alice plan=free")
+    return [tuple(one) for one in found]
+
+
+def question(domain: str | None, words: Sequence[str], limits: str | None, **more: Any) -> Question:
+    """What a user asks: `--domain chat user=alice`, or `alice --limits 10/minute`. Raises InvalidInput."""
+    if domain is not None:
+        if limits is not None:
+            raise InvalidInput("--limits", "--domain has its own limits: leave one out")
+        if more.get("algorithm") or more.get("burst") is not None:
+            raise InvalidInput("--algorithm", "and --burst go with --limits: a domain says how it counts")
+        return DomainCheck(domain, tuple(entries(words)), more["cost"], more["peek"])
+    if limits is None:
+        raise InvalidInput(
+            "--limits", 'by which limits? Pass --limits "10/minute", or --domain NAME for the service\'s'
+        )
+    return Check(" ".join(words), limits, **more)
