@@ -11,6 +11,7 @@ validation, before dependencies.
                       └ decision:  allowed? remaining, reset, retry ───────────────┘
 
     cli.py          the commands; no logic
+      commands/     what they do: check, explain, limits, validate, reset, doctor
     settings.py     the only reader of the environment
       redis_url.py  a Redis URL: read, checked, shown without its password
     server.py       the runner: what is asked for, checked, wired, announced, handed over

@@ -2,10 +2,14 @@
 
 import importlib.metadata
 import sys
+import traceback
 from typing import Annotated, Any, NoReturn, cast
 
 import typer
 
+from service.commands import doctor, forms, routes, screen, validating
+from service.commands.asking import Whom
+from service.commands.forms import Make, Source
 from service.errors import OnequotaError
 from service.server import Banner, serve
 from service.settings import load
@@ -43,6 +47,21 @@ MaxRequests = Annotated[
     int | None, typer.Option(metavar="N", help="Replace a worker after so many.", show_default="never")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Say what is running as one line of JSON.")]
+AsJson = Annotated[bool, typer.Option("--json", help="One line of JSON.")]
+Watch = Annotated[bool, typer.Option("--watch", help="Again and again, in place, until Ctrl-C.")]
+Every = Annotated[float, typer.Option(metavar="SECONDS", min=0.1, help="How often --watch looks.")]
+Url = Annotated[
+    str | None, typer.Option("--url", metavar="URL", help="A running service.", show_default="ONEQUOTA_URL")
+]
+ApiKey = Annotated[str | None, typer.Option(metavar="SECRET", help="For it.", show_default="ONEQUOTA_API_KEY")]
+Counters = Annotated[
+    str | None, typer.Option("--redis", metavar="URL", help="The Redis it counts in.", show_default="REDIS_URL")
+]
+Domain = Annotated[str | None, typer.Option(metavar="NAME", help="Of the service's limits.", show_default=False)]
+Cost = Annotated[int, typer.Option(metavar="N", min=0, help="Units.")]
+Key = Annotated[str | None, typer.Option(metavar="KEY", help="Where it stands for this key.", show_default=False)]
+AppDir = Annotated[str, typer.Option(metavar="DIR", help="Where MODULE is looked for first.")]
+Factory = Annotated[bool, typer.Option("--factory", help="APP is a function that makes the app.")]
 File = Annotated[str | None, typer.Option(metavar="FILE", show_default=False)]
 
 
@@ -166,6 +185,154 @@ def _run(
     serve(settings, aim, _announce(as_json))
 
 
+@app.command("check")
+def _check(
+    words: Annotated[list[str], typer.Argument(metavar="KEY | KEY=VALUE...", help="Who asks; order counts.")],
+    *,
+    domain: Domain = None,
+    limits: Annotated[
+        str | None, typer.Option(metavar="LIMITS", help="Instead of a domain: 10/minute;200/hour", show_default=False)
+    ] = None,
+    cost: Cost = 1,
+    algorithm: Annotated[str | None, typer.Option(metavar="NAME", show_default="fixed-window")] = None,
+    burst: Annotated[int | None, typer.Option(metavar="N", help="For gcra.", show_default=False)] = None,
+    peek: Annotated[bool, typer.Option("--peek", help="Look without spending.")] = False,
+    limits_file: Annotated[
+        str | None, typer.Option(metavar="FILE", help="A domain's limits, with --redis.", show_default=False)
+    ] = None,
+    url: Url = None,
+    api_key: ApiKey = None,
+    redis: Counters = None,
+    as_json: AsJson = False,
+    watch: Annotated[bool, typer.Option("--watch", help="--peek again and again, until Ctrl-C.")] = False,
+    every: Every = 1.0,
+) -> None:
+    """One decision: exit code 0 allowed, 1 refused, 2 no answer."""
+    make = forms.check(
+        words,
+        Whom(url=url, api_key=api_key, redis=redis),
+        domain=domain,
+        limits=limits,
+        limits_file=limits_file,
+        algorithm=algorithm,
+        burst=burst,
+        cost=cost,
+        peek=peek or watch,
+    )
+    _show(make, as_json, every if watch else None)
+
+
+@app.command("explain")
+def _explain(
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[MODULE:APP METHOD PATH | KEY=VALUE...]", help="A request to an app, or a domain."),
+    ] = None,
+    *,
+    domain: Domain = None,
+    limits_file: Annotated[
+        str | None,
+        typer.Option("--limits-file", "--limits", metavar="FILE", help="The domain's limits.", show_default=False),
+    ] = None,
+    key: Key = None,
+    cost: Cost = 1,
+    replay: Annotated[
+        str | None,
+        typer.Option(metavar="LOG", help="What the file would have refused of an access log.", show_default=False),
+    ] = None,
+    descriptor: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY[=FIELD],...", help="With --replay: what is made of a line.", show_default=False),
+    ] = None,
+    url: Url = None,
+    api_key: ApiKey = None,
+    redis: Counters = None,
+    app_dir: AppDir = ".",
+    factory: Factory = False,
+    as_json: AsJson = False,
+    watch: Watch = False,
+    every: Every = 1.0,
+) -> None:
+    """Which limits hold for a request, in order, and why the others do not. Nothing is charged."""
+    make = forms.explain(
+        words or [],
+        Whom(url=url, api_key=api_key, redis=redis),
+        Source(app_dir=app_dir, factory=factory),
+        domain=domain,
+        limits_file=limits_file,
+        key=key,
+        cost=cost,
+        replay=replay,
+        descriptors=descriptor or [],
+    )
+    _show(make, as_json, every if watch else None)
+
+
+@app.command("limits")
+def _limits(
+    what: Annotated[str | None, typer.Argument(metavar="MODULE:APP | FILE", help="An app, or a limits file.")] = None,
+    *,
+    key: Key = None,
+    url: Url = None,
+    api_key: ApiKey = None,
+    redis: Counters = None,
+    app_dir: AppDir = ".",
+    factory: Factory = False,
+    as_json: AsJson = False,
+    watch: Watch = False,
+    every: Every = 1.0,
+) -> None:
+    """All limits as a tree."""
+    whom = Whom(url=url, api_key=api_key, redis=redis)
+    make = forms.limits(what, whom, Source(app_dir=app_dir, factory=factory), key=key)
+    _show(make, as_json, every if watch else None)
+
+
+@app.command("validate")
+def _validate(
+    file: Annotated[str, typer.Argument(metavar="FILE", help="A limits file, or a directory of them.")],
+    *,
+    as_json: AsJson = False,
+) -> None:
+    """All that is wrong with a limits file: exit code 0 nothing, 1 something, 2 it cannot be read."""
+    _show(lambda: validating.validate(file), as_json)
+
+
+@app.command("reset")
+def _reset(
+    key: Annotated[str, typer.Argument(metavar="KEY", help="As it was charged.")],
+    *,
+    redis: Counters = None,
+    prefix: Annotated[str, typer.Option(metavar="TEXT", help="Limiter(key_prefix=).", show_default=False)] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Forget what was counted for a key, in all limits."""
+    _show(forms.reset(key, redis, prefix), as_json)
+
+
+@app.command("doctor")
+def _doctor(
+    target: Annotated[str | None, typer.Argument(metavar="[MODULE:APP]", help="An app to look at, too.")] = None,
+    *,
+    url: Url = None,
+    api_key: ApiKey = None,
+    redis: Counters = None,
+    app_dir: AppDir = ".",
+    factory: Factory = False,
+    as_json: AsJson = False,
+    watch: Watch = False,
+    every: Every = 1.0,
+) -> None:
+    """What is wrong with this deployment: exit code 0 nothing, 1 something."""
+    looked_at = None if target is None else routes.load(target, app_dir, factory=factory)
+    whom = Whom(url=url, api_key=api_key, redis=redis)
+    _show(lambda: doctor.examine(whom, looked_at), as_json, every if watch else None)
+
+
+def _show(make: Make, as_json: bool, every_s: float | None = None) -> NoReturn:
+    raise typer.Exit(screen.show(make, as_json=as_json, every_s=every_s))
+
+
 def _announce(as_json: bool) -> Any:
     def say(banner: Banner) -> None:
         if banner.warning:
@@ -188,7 +355,7 @@ def _fail(sentence: str) -> NoReturn:
 
 
 def main() -> None:
-    """Exit status 0, or 2 with one line on standard error."""
+    """Exit status 0 (or 1, where a command says what that means), or 2 with one line on standard error."""
     try:
         sys.exit(app(prog_name="onequota", standalone_mode=False))
     except OnequotaError as error:
@@ -197,6 +364,9 @@ def main() -> None:
         _fail(f"{cast(Any, error).format_message().rstrip('.')}; see onequota --help")
     except typer.Abort:
         sys.exit(130)
+    except Exception:  # a bug of ours: Python's own exit code would say "refused"
+        traceback.print_exc()
+        sys.exit(2)
 
 
 if __name__ == "__main__":

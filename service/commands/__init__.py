@@ -4,10 +4,14 @@
     checking.py    onequota check
     descending.py· which descriptors of a catalog a request meets, and why the others do not hold
     explaining.py  onequota explain --domain
-    routes.py      onequota explain MODULE:APP: the limits of an app, route by route, and why others do not apply
-    listing.py     onequota limits: all of them as a tree
+    routes.py      the limits of an app, route by route, and why others do not hold
+    standing.py    where they stand for a key
+    tracing.py     onequota explain MODULE:APP
+    app_tree.py    onequota limits MODULE:APP
+    catalog_tree.py  onequota limits FILE
     access_log.py· lines of an access log, by whichever format
     replaying.py   onequota explain --replay: what other limits would have refused
+    reporting.py   and how that is told
     validating.py  onequota validate
     resetting.py   onequota reset
     doctor.py      onequota doctor

@@ -3,12 +3,13 @@
 | given | asked |
 |---|---|
 | `--url`, else ONEQUOTA_URL | the service there, with `--api-key`, else ONEQUOTA_API_KEY |
-| `--redis`, else REDIS_URL | that Redis; limits of a domain then come from `--limits-file` |
+| `--redis`, else REDIS_URL | that Redis, as a service would; a domain's limits then come from `--limits-file` |
 
 An option goes before the variables, ONEQUOTA_URL before REDIS_URL. A command starts nothing by itself.
 """
 
 import asyncio
+import functools
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ from service.client import Answer, Client, Standing
 from service.client.question import Check, DomainCheck, Question
 from service.errors import ConfigurationError, InvalidInput, InvalidLimit
 from service.limits import Limit, keys, policy
-from service.limits.catalog import Catalog, load
+from service.limits.catalog import Catalog
 from service.limits.decision import CHARGE, LOOK, Ask, Charge, seconds
 from service.limits.decision import Standing as Counted
 from service.limits.engine import Engine
@@ -43,15 +44,14 @@ class Whom:
     url: str | None = None
     api_key: str | None = field(default=None, repr=False)
     redis: str | None = None
-    limits_file: str | None = None
 
     @property
     def known(self) -> bool:
         """Whether anybody can be asked."""
         return bool(self.url or self.redis or service_url_from_env() or redis_url_from_env())
 
-    def asked(self) -> "Asked":
-        """Who is.
+    def asked(self, catalog: Catalog | None = None) -> "Asked":
+        """Who is; a Redis knows no domains but those of a catalog.
 
         Raises:
             ConfigurationError: Nobody, or two at once.
@@ -60,14 +60,10 @@ class Whom:
             raise ConfigurationError("--url asks a service, --redis a Redis: leave one out")
         redis = self.redis or (None if self.url or service_url_from_env() else redis_url_from_env())
         if redis:
-            return Counters(redis, load(self.limits_file) if self.limits_file else None)
+            return Counters(redis, catalog)
         url = self.url or service_url_from_env()
         if url is None:
             raise ConfigurationError(NOBODY)
-        if self.limits_file:
-            raise ConfigurationError(
-                "a service has its own limits file: leave out --limits-file, or ask a Redis with --redis"
-            )
         return Service(url, self.api_key)
 
 
@@ -82,10 +78,16 @@ class Service:
     """A running service."""
 
     def __init__(self, url: str, api_key: str | None) -> None:
-        self._client = Client(url, api_key=api_key, deadline_s=DEADLINE_S, when_away="raise")
+        self._opened = functools.partial(Client, url, api_key=api_key, deadline_s=DEADLINE_S, when_away="raise")
+        self._opened().close()  # what cannot be meant is said at once
+
+    def client(self) -> Client:
+        """A client of it, to be closed."""
+        return self._opened()
 
     def decide(self, questions: Sequence[Question]) -> list[Answer]:
-        return self._client.decide(questions)
+        with self.client() as client:
+            return client.decide(questions)
 
 
 class Counters:
@@ -107,6 +109,7 @@ class Counters:
         async def inside() -> T:
             engine = Engine(self._open, DEADLINE_S)
             try:
+                await engine.ping()  # a Redis that is away is an error here, and has no degraded answer
                 return await work(engine)
             finally:
                 await engine.aclose()
@@ -116,12 +119,8 @@ class Counters:
     async def _one(self, engine: Engine, question: Question) -> Answer:
         if isinstance(question, Check):
             return await _inline(engine, question)
-        if self._catalog is None:
-            raise ConfigurationError(
-                f'domain "{question.domain}" has its limits in a file: pass --limits-file, or ask a service with --url'
-            )
-        if question.domain not in self._catalog.domains:
-            raise InvalidInput("domain", f'no "{question.domain}" in the limits file')
+        if self._catalog is None or question.domain not in self._catalog.domains:
+            raise InvalidInput("--domain", f'no "{question.domain}" in the limits file')
         wanted = [policy.Wanted(entries) for entries in question.descriptors]
         now_us = time.time_ns() // 1000
         planned = policy.plan(self._catalog, question.domain, wanted, now_us=now_us, cost=question.cost)

@@ -3,14 +3,16 @@
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from rich.console import Console, RenderableType
 from rich.live import Live
 
 from service.settings import wants_no_colours
+
+T = TypeVar("T")
 
 PIPED_COLUMNS = 160
 """Where nobody's terminal says how wide lines may be."""
@@ -54,6 +56,19 @@ def show(make: Callable[[], Shown], *, as_json: bool, every_s: float | None = No
         return shown.code
 
 
+def counted(things: Iterable[T], noun: str) -> Iterator[T]:
+    """The same, while standard error, if it is a terminal, says how many there have been."""
+    console = Console(stderr=True, no_color=wants_no_colours(), highlight=False)
+    if not console.is_terminal:
+        yield from things
+        return
+    with console.status("") as status:
+        for number, thing in enumerate(things):
+            if number % 10_000 == 0:
+                status.update(f"{number:,} {noun}")
+            yield thing
+
+
 def _console() -> Console:
     plain = wants_no_colours()
     terminal = sys.stdout.isatty()
@@ -70,5 +85,10 @@ def _once(console: Console, shown: Shown, as_json: bool) -> None:
     if as_json:
         sys.stdout.write(json.dumps(shown.document, ensure_ascii=False) + "\n")
         sys.stdout.flush()
-    else:
-        console.print(shown.text, soft_wrap=False)
+    elif console.is_terminal:
+        console.print(shown.text)
+    else:  # columns are padded, which is of no use to programs
+        with console.capture() as captured:
+            console.print(shown.text)
+        sys.stdout.write("".join(f"{line.rstrip()}\n" for line in captured.get().splitlines()))
+        sys.stdout.flush()

@@ -37,7 +37,7 @@ def listed(words: Iterable[str], most: int = 5) -> str:
 
 
 def grid(*columns: str) -> Table:
-    """A table without lines; a column is `left`, `right` or `fold`."""
+    """A table without lines; columns are `left`, `right`, or `fold`: to the left, and the first to be made narrower."""
     table = Table.grid(padding=(0, 2, 0, 0))
     for column in columns:
         table.add_column(justify="right" if column == "right" else "left", no_wrap=column != "fold", overflow="fold")
@@ -49,19 +49,23 @@ def style_of(remaining: int, limit: int) -> str:
     return "red" if remaining == 0 else "yellow" if remaining * 5 <= limit else "green"
 
 
-def left(standing: Standing) -> Text:
-    """`9 of 10 left`."""
-    style = style_of(standing.remaining, standing.limit)
-    return Text.assemble((f"{standing.remaining:,}", style), f" of {standing.limit:,} left")
-
-
-def standings(found: Sequence[Standing], indent: int = 2) -> Table:
-    """A row a limit: its name, what is left, when it is whole again."""
-    table = grid("fold", "right", "left")
-    for standing in found:
+def standings(found: Sequence[Standing], indent: int = 2) -> Text:
+    """A line a limit: its name, what is left, when it is whole again. In columns, but text: narrow, it wraps."""
+    name = max((len(standing.name) for standing in found), default=0)
+    counts = [(f"{standing.remaining:,}", f"{standing.limit:,}") for standing in found]
+    of = max((len(remaining) + len(limit) for remaining, limit in counts), default=0)
+    lines = []
+    for standing, (remaining, limit) in zip(found, counts, strict=True):
         whole = f"whole again in {span(standing.reset_after_s)}" if standing.reset_after_s else "whole"
-        table.add_row(Text(" " * indent + standing.name), left(standing), Text(whole, "dim"))
-    return table
+        lines.append(
+            Text.assemble(
+                " " * indent + standing.name.ljust(name + 2) + " " * (of - len(remaining) - len(limit)),
+                (remaining, style_of(standing.remaining, standing.limit)),
+                f" of {limit} left  ",
+                (whole, "dim"),
+            )
+        )
+    return Text("\n").join(lines)
 
 
 def verdict(answer: Answer, *, peek: bool = False) -> RenderableType:

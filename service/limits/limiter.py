@@ -366,10 +366,19 @@ class Limiter(slowapi.Limiter):
                     f"{place.template}, so the route does not know it; put it below"
                 )
 
+    def exempts(self, functions: Sequence[Any]) -> bool:
+        """Whether one of these is decorated with `exempt`."""
+        return any(not self._exempt.isdisjoint(layers(func)) for func in functions)
+
+    @property
+    def everywhere(self) -> tuple[Sequence[Rule], Sequence[Rule]]:
+        """The application's limits, and the defaults."""
+        return self._application, self._defaults
+
     def plan_at(self, place: Place | None, method: str) -> Plan | None:
         """What a request to this place and method is charged; None = nothing."""
         functions = place.functions(method) if place else ()
-        if any(not self._exempt.isdisjoint(layers(func)) for func in functions):
+        if self.exempts(functions):
             return None
         own: list[Rule] = []
         for func in functions:
