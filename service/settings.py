@@ -341,6 +341,11 @@ def service_url_from_env() -> str | None:
     return os.environ.get(f"{PREFIX}URL") or None
 
 
+def limits_from_env() -> str | None:
+    """ONEQUOTA_LIMITS, unchecked: the file of the catalog; None when it is not set, or empty."""
+    return os.environ.get(f"{PREFIX}LIMITS") or None
+
+
 def api_key_from_env() -> str | None:
     """ONEQUOTA_API_KEY, unchecked: what they ask it with; None when it is not set, or empty."""
     return os.environ.get(f"{PREFIX}API_KEY") or None

@@ -13,7 +13,7 @@ from service.commands.routes import Applied, Row, Section, of_app
 from service.commands.screen import Shown
 from service.commands.standing import Stands, standings
 from service.limits.plan import UNMATCHED
-from service.settings import redacted
+from service.redis_url import redacted
 
 
 def tree_of(app: Any, name: str, key: str | None, redis: str | None) -> Shown:

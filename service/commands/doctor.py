@@ -21,11 +21,11 @@ from service.limits import Limit, keys
 from service.limits.decision import LOOK, Ask, Charge
 from service.limits.engine import Engine
 from service.limits.plan import outside
+from service.redis_url import redacted
 from service.routes.health import VERSION
 from service.settings import (
     Settings,
     default_workers,
-    redacted,
     redis_url_from_env,
     service_url_from_env,
     several_workers,

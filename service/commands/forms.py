@@ -29,7 +29,7 @@ from service.commands.asking import Counters, Whom
 from service.commands.screen import Shown
 from service.errors import ConfigurationError, InvalidInput
 from service.limits.catalog import Catalog, load
-from service.settings import redis_url_from_env
+from service.settings import limits_from_env, redis_url_from_env
 
 Make = Callable[[], Shown]
 
@@ -61,14 +61,16 @@ def check(
 ) -> Make:
     """One decision. Raises OnequotaError for what cannot be meant."""
     question = asking.question(domain, words, limits, algorithm=algorithm, burst=burst, cost=cost, peek=peek)
-    catalog = load(limits_file) if limits_file else None
-    asked = whom.asked(catalog)
-    if catalog is not None and not isinstance(asked, Counters):
-        raise ConfigurationError("a service has its own limits: leave out --limits-file, or ask a Redis with --redis")
-    if isinstance(question, DomainCheck) and catalog is None and isinstance(asked, Counters):
-        raise ConfigurationError(
-            f'a Redis knows no limits of domain "{question.domain}": pass --limits-file, or ask a service with --url'
-        )
+    asked = whom.asked()
+    if isinstance(asked, Counters) and isinstance(question, DomainCheck):
+        file = limits_file or limits_from_env()
+        if file is None:
+            raise ConfigurationError(
+                f'a Redis knows no limits of domain "{question.domain}": pass --limits-file, or ask a service, --url'
+            )
+        asked = whom.asked(load(file))
+    elif limits_file is not None:
+        raise ConfigurationError("--limits-file goes with --domain and --redis: a service has its own")
     return lambda: checking.check(asked, question)
 
 
@@ -90,7 +92,7 @@ def explain(
             raise InvalidInput("--replay", f'takes its requests from a log: leave out "{words[0]}"')
         catalog = _catalog(limits_file)
         made = [replaying.entries(text) for text in descriptors]
-        return lambda: _replay(replay, str(limits_file), catalog, _domain(domain, catalog), made)
+        return lambda: _replay(replay, limits_file or str(limits_from_env()), catalog, _domain(domain, catalog), made)
     if domain is not None:
         catalog = _catalog(limits_file)
         entries = asking.entries(words)
@@ -131,9 +133,10 @@ def reset(key: str, redis: str | None, prefix: str) -> Make:
 
 
 def _catalog(limits_file: str | None) -> Catalog:
-    if limits_file is None:
+    file = limits_file or limits_from_env()
+    if file is None:
         raise ConfigurationError("by which limits? Pass --limits-file FILE, the file that the service is started with")
-    return load(limits_file)
+    return load(file)
 
 
 def _domain(domain: str | None, catalog: Catalog) -> str:

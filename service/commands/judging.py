@@ -8,7 +8,8 @@ from typing import Any, Literal
 from service.commands.routes import Section
 from service.commands.words import listed, plural
 from service.limits.identity import client_address
-from service.settings import FAKE_REDIS, Settings, redacted
+from service.redis_url import redacted
+from service.settings import FAKE_REDIS, Settings
 
 State = Literal["good", "note", "bad"]
 

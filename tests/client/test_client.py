@@ -4,6 +4,7 @@ import asyncio
 import threading
 import time
 
+import httpx2 as httpx
 import pytest
 from both import both, opened
 from running import onequota
@@ -30,6 +31,7 @@ def service(_one_redis, tmp_path_factory):
     variables = {"ONEQUOTA_API_KEYS": f"tests:{KEY}:*", "ONEQUOTA_REDIS_TIMEOUT_MS": "5000"}
     options = ("--workers", "2", "--port", "0", "--redis", _one_redis.url)
     with onequota(folder, "serve", *options, variables=variables) as running:
+        httpx.get(running.banner["url"] + "/health", timeout=60)  # until a worker serves
         yield running.banner["url"]
 
 

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 
+import httpx2 as httpx
 import pytest
 from running import command, environment, onequota
 
@@ -151,7 +152,7 @@ def test_check_of_a_domain_takes_entries_in_order(oq, redis):
         (["--domain", "chat", "user=a", "--redis", "redis://h"], 'a Redis knows no limits of domain "chat"'),
         (
             ["--domain", "chat", "user=a", "--url", "http://h", "--limits-file", "limits.yaml"],
-            "a service has its own limits: leave out --limits-file",
+            "--limits-file goes with --domain and --redis: a service has its own",
         ),
         (["a", "--limits", "1/day", "--redis", "unix:///nowhere.sock"], "Redis is away"),
         (["a", "--limits", "1/day", "--url", "http://127.0.0.1:1"], "http://127.0.0.1:1 cannot be reached"),
@@ -171,6 +172,22 @@ def test_check_names_what_is_wrong_with_a_value(oq, redis):
     )
     said = failed(oq("check", "--domain", "chta", "user=a", "--limits-file", "limits.yaml"))
     assert said == '--domain: no "chta" in the limits file'
+
+
+def test_check_asks_a_service_by_its_own_limits(oq, redis, folder):
+    with onequota_service(redis, "--limits", "limits.yaml") as url:
+        words = ("--domain", "chat", "user=alice", "--url", url, "--api-key", KEY, "--json")
+        assert [answer(oq("check", *words))[0] for _ in range(3)] == [0, 0, 1]
+        assert answer(oq("check", *words, "--peek"))[1]["limits"][1]["remaining"] == 498
+        # and the same counters through their Redis, by the same file
+        code, said = answer(oq("explain", *words[:3], "--redis", redis.url, "--limits-file", "limits.yaml", "--json"))
+        assert (code, said["answer"]["limits"][0]["remaining"]) == (1, 0)
+
+
+def test_the_limits_file_is_the_services_by_its_variable(oq, redis, monkeypatch):
+    monkeypatch.setenv("ONEQUOTA_LIMITS", "limits.yaml")
+    assert answer(oq("check", "--domain", "chat", "user=alice", "--json"))[1]["limits"][0]["remaining"] == 1
+    assert answer(oq("explain", "--domain", "chat", "user=alice", "--json"))[1]["answer"]["limits"][0]["remaining"] == 1
 
 
 # ── explain ──────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -212,8 +229,6 @@ def test_explain_of_an_app_traces_a_request(oq, redis):
 
 def test_explain_and_limits_stand_where_the_app_counts(oq, redis):
     import asyncio
-
-    import httpx2 as httpx
 
     from service.commands import routes
 
@@ -347,13 +362,14 @@ def test_doctor_says_what_does_not_answer(oq, monkeypatch):
 
 
 @contextlib.contextmanager
-def onequota_service(redis):
+def onequota_service(redis, *more):
     import pathlib
 
     variables = {"ONEQUOTA_API_KEYS": f"tests:{KEY}:*", "ONEQUOTA_REDIS_TIMEOUT_MS": "5000"}
     with onequota(
-        pathlib.Path.cwd(), "serve", "--workers", "2", "--port", "0", "--redis", redis.url, variables=variables
+        pathlib.Path.cwd(), "serve", "--workers", "2", "--port", "0", "--redis", redis.url, *more, variables=variables
     ) as running:
+        httpx.get(running.banner["url"] + "/health", timeout=60)  # until a worker serves
         yield running.banner["url"]
 
 
