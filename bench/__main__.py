@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from bench import exact, hangups, simulation, tax, trust
+from bench import exact, hangups, simulation, soak, tax, trust
 from bench.processes import ROOT, Cpus
 from bench.redises import MissingError
 from bench.service import NotStartedError
@@ -117,6 +117,22 @@ def _simulate(
 ) -> None:
     """Fleets in virtual time, with all that can go wrong; a seed is a run, the same every time."""
     report = simulation.simulate(range(first, first + seeds), tell=lambda run: typer.echo(run.text(), err=True))
+    typer.echo(json.dumps(report.data()) if as_json else report.text())
+    if report.broken:
+        raise typer.Exit(1)
+
+
+@app.command("soak")
+def _soak(
+    *,
+    minutes: Annotated[float, typer.Option(min=0.1, help="How long.")] = 10,
+    workers: Annotated[int, typer.Option(min=1, help="Processes of the service.")] = 4,
+    connections: Annotated[int, typer.Option(min=1, help="Callers.")] = 32,
+    as_json: Json = False,
+) -> None:
+    """A real service for a while, mixed traffic, workers and Redis that come and go: what was exact, lost, leaked."""
+    with _told():
+        report = soak.soak(minutes=minutes, workers=workers, connections=connections)
     typer.echo(json.dumps(report.data()) if as_json else report.text())
     if report.broken:
         raise typer.Exit(1)

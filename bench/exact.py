@@ -79,7 +79,7 @@ def exact(
     if requests <= limit:
         raise ValueError(f"{requests} requests against a limit of {limit}: send more than the limit")
     with _deployment(workers) as (store, server):
-        return [_count(store, server, name, requests, limit, connections) for name in algorithms]
+        return [count(store, server, name, requests, limit, connections) for name in algorithms]
 
 
 @contextlib.contextmanager
@@ -88,7 +88,10 @@ def _deployment(workers: int) -> Iterator[tuple[RedisServer, Service]]:
         yield store, server
 
 
-def _count(store: RedisServer, server: Service, algorithm: str, requests: int, limit: int, connections: int) -> Count:
+def count(
+    store: RedisServer, server: Service, algorithm: str, requests: int, limit: int, connections: int = 64
+) -> Count:
+    """Send so many for one algorithm. Raises InconclusiveError."""
     text = f"{limit}/{'year' if algorithm == 'gcra' else 'hour'}"
     body = json.dumps({"key": f"bench-{algorithm}", "limits": text, "algorithm": algorithm})
     with store.client() as client:

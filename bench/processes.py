@@ -88,3 +88,11 @@ def cpu_ns(pid: int) -> int:
     """CPU time a process has used so far, all threads, user and system, nanoseconds (Linux)."""
     tasks = Path(f"/proc/{pid}/task").iterdir()
     return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks)
+
+
+def rss_bytes(pid: int) -> int:
+    """Resident memory of a process; 0 if it is gone."""
+    try:
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (FileNotFoundError, ProcessLookupError):
+        return 0

@@ -7,15 +7,15 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from bench.processes import PATIENCE_S, ROOT, cpu_ns, ended
 from bench.redises import RedisServer
 
-DEADLINE_MS = "10000"
-"""For a decision: more processes than cores share the machine, and one that waits for a core is no outage."""
+PATIENT = {"ONEQUOTA_REDIS_TIMEOUT_MS": "10000"}
+"""A decision's deadline: more processes than cores share the machine, and one that waits for a core is no outage."""
 
 STARTED = "worker_serving"
 
@@ -26,30 +26,57 @@ class NotStartedError(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Service:
-    """A running one; `pid` is the parent's."""
+    """A running one.
+
+    Attributes:
+        pid: The parent's.
+        log: What it says on standard error.
+    """
 
     pid: int
     port: int
+    log: Path
+
+    def workers(self) -> list[int]:
+        """Its processes but the parent."""
+        return [int(pid) for pid in Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()]
 
     def cpu_ns(self) -> dict[int, int]:
-        """CPU time of each of its processes but the parent, nanoseconds."""
-        children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
-        return {int(pid): cpu_ns(int(pid)) for pid in children}
+        """CPU time of each of them, nanoseconds."""
+        return {pid: cpu_ns(pid) for pid in self.workers()}
 
 
 @contextlib.contextmanager
-def service(redis: RedisServer, *, workers: int) -> Iterator[Service]:
-    """Start it; every worker serves when this returns. Raises NotStartedError."""
+def service(
+    redis: RedisServer | str,
+    *,
+    workers: int,
+    environment: Mapping[str, str] = PATIENT,
+    options: Sequence[str] = (),
+) -> Iterator[Service]:
+    """Start it; every worker serves when this returns.
+
+    Args:
+        redis: A server, or the URL of one.
+        workers: How many.
+        environment: More variables.
+        options: More of the command line.
+
+    Raises:
+        NotStartedError: It said why.
+    """
     command = [sys.executable, "-m", "service.cli", "serve", "--port", "0", "--json"]
-    command += ["--workers", str(workers), "--redis", redis.url]
-    environment = {**os.environ, "ONEQUOTA_REDIS_TIMEOUT_MS": DEADLINE_MS, "ONEQUOTA_LOG_LEVEL": "info"}
+    url = redis if isinstance(redis, str) else redis.url
+    command += ["--workers", str(workers), "--redis", url, *options]
+    environment = {**os.environ, "ONEQUOTA_LOG_LEVEL": "info", **environment}
     with tempfile.NamedTemporaryFile(prefix="oq-bench-", suffix=".log") as log:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, cwd=ROOT, env=environment)
         with ended(process):
             assert process.stdout is not None
             line = process.stdout.readline()
             _await_workers(process, Path(log.name), workers)
-            yield Service(pid=process.pid, port=int(json.loads(line)["url"].rpartition(":")[2]))
+            port = int(json.loads(line)["url"].rpartition(":")[2])
+            yield Service(pid=process.pid, port=port, log=Path(log.name))
 
 
 def _await_workers(process: "subprocess.Popen[str]", log: Path, workers: int) -> None:

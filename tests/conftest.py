@@ -27,6 +27,10 @@ def redis_server(_one_redis):
     return _one_redis
 
 
+def pytest_addoption(parser):
+    parser.addoption("--times", type=int, default=1, help="So many times as many operations against the twins.")
+
+
 def pytest_terminal_summary(terminalreporter):
     """What tests of docs/trust.md measured."""
     reports = [

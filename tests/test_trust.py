@@ -8,11 +8,15 @@ from typer.testing import CliRunner
 
 from bench import trust
 from bench.__main__ import app as command
+from bench.processes import ROOT
 from bench.promises import exactly
 from bench.trust import Finding, Result, Row, Size
 from bench.trust.finding import how
+from bench.trust.proven import Proof
 
-SCENARIOS = [pytest.param(one, id=f"{row.key}-{one.__name__}") for row in trust.ROWS for one in row.scenarios]
+ALL = [(row.key, scenario) for row in trust.ROWS for scenario in row.scenarios]
+SCENARIOS = [pytest.param(one, id=f"{key}-{one.__name__}") for key, one in ALL if not isinstance(one, Proof)]
+PROOFS = [pytest.param(one, id=key) for key, one in ALL if isinstance(one, Proof)]
 
 GOOD = Finding(figure="10 of 20 | admitted", checks=(exactly("admitted", 10, 10),))
 BAD = Finding(figure="11 of 20 admitted", checks=(exactly("admitted", 11, 10), exactly("errors", 0, 0)))
@@ -34,7 +38,7 @@ def test_every_row_is_measured_and_says_how():
     for row in trust.ROWS:
         assert row.scenarios, f"nothing measures {row.key}"
         for scenario in row.scenarios:
-            assert how(scenario).endswith("."), f"{row.key}: {scenario.__name__} does not say how it measures"
+            assert how(scenario).endswith("."), f"{row.key}: {scenario} does not say how it measures"
 
 
 def test_a_promise_that_did_not_hold_stands_in_the_page_and_ends_the_command_with_1(monkeypatch, tmp_path):
@@ -66,3 +70,21 @@ def test_sizes_scale_counts_and_never_reach_zero():
     assert [Size(share=0.1).of(200_000), Size(share=0.001).of(50), Size(share=0.5).of(9, least=6)] == [20_000, 1, 6]
     assert Result(row=ROW, findings=(GOOD,)).held
     assert not Result(row=ROW, findings=(GOOD, BAD)).held
+
+
+@pytest.mark.parametrize("scenario", PROOFS)
+def test_tests_that_prove_a_row_are_there(scenario):
+    """They run by themselves."""
+    for test in scenario.tests:
+        assert (ROOT / test.partition("::")[0]).exists(), test
+
+
+def test_rows_that_tests_prove_are_as_good_as_those(tmp_path):
+    test = tmp_path / "test_some.py"
+    test.write_text("def test_one(record_property):\n    record_property('figure', '7 of 7')\ndef test_two(): pass\n")
+    good = Proof(tests=(str(test),), how="Counts.", least=2)(trust.FULL)
+    assert (good.figure, good.broken) == ("2 tests passed; 7 of 7", ())
+    assert Proof(tests=(str(test),), how="Counts.", least=3)(trust.FULL).broken
+    test.write_text("import pytest\ndef test_one(): assert 0\ndef test_two(): pytest.skip()\n")
+    bad = Proof(tests=(str(test),), how="Counts.", least=0)(trust.FULL)
+    assert [check.promise for check in bad.broken] == ["tests that failed: []", "tests that were skipped: 0"]

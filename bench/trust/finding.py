@@ -71,5 +71,6 @@ class Row:
 
 
 def how(scenario: Scenario) -> str:
-    """The first paragraph of its docstring, on one line."""
-    return " ".join((scenario.__doc__ or "").strip().partition("\n\n")[0].split())
+    """What it says of itself, or the first paragraph of its docstring, on one line."""
+    said = getattr(scenario, "how", None) or scenario.__doc__ or ""
+    return " ".join(said.strip().partition("\n\n")[0].split())

@@ -3,8 +3,9 @@
 To add a row, or a scenario to one: a function of a `Size` that answers a `Finding`, and its place here.
 """
 
-from bench.trust import counts
+from bench.trust import callers, counts, input, keys, slow
 from bench.trust.finding import Row
+from bench.trust.proven import Proof
 
 ROWS: tuple[Row, ...] = (
     Row(
@@ -12,5 +13,68 @@ ROWS: tuple[Row, ...] = (
         fault="8 worker processes, 200,000 decisions, a limit of 10,000",
         promise="exactly 10,000 admitted",
         scenarios=(counts.workers,),
+    ),
+    Row(
+        key="mixed",
+        fault="Several limits mixed, 50,000 requests at once",
+        promise="as many pass as the tightest limit admits; refusals change no counter",
+        scenarios=(counts.mixed,),
+    ),
+    Row(
+        key="twin",
+        fault="Random operations, and clocks that are set back, against the pure twins",
+        promise="no divergence",
+        scenarios=(
+            Proof(
+                tests=("tests/contract/test_parity.py",),
+                how="A hypothesis state machine asks script and twin the same and compares every number, on every "
+                "redis-server there is and on fakeredis.",
+                least=4,
+                options=("--times", "10"),
+            ),
+        ),
+    ),
+    Row(
+        key="flush",
+        fault="SCRIPT FLUSH every 100 ms under load",
+        promise="no errors, exact",
+        scenarios=(counts.flushed,),
+    ),
+    Row(
+        key="disconnects",
+        fault="30 % of clients hang up in the middle of a request",
+        promise="no answer reaches the wrong caller; no connection leaks",
+        scenarios=(callers.disconnects,),
+    ),
+    Row(
+        key="keys",
+        fault="Every key, and a million hostile tuples",
+        promise="expires within twice its window and a second; at most 128 bytes; no two tuples share one",
+        scenarios=(keys.expiry, keys.collisions),
+    ),
+    Row(
+        key="costs",
+        fault='Costs -1, limit + 1, 2^53, 2^63, NaN, "1" and the like',
+        promise="refused with an error that names the field; nothing changes",
+        scenarios=(input.costs,),
+    ),
+    Row(
+        key="description",
+        fault="The OpenAPI description and every parser, fuzzed",
+        promise="no 5xx, answers as described; a value or the promised error, and no secret told",
+        scenarios=(
+            Proof(
+                tests=("tests/fuzz",),
+                how="schemathesis sends what fits the description and what does not, to a service on a real Redis; "
+                "hypothesis feeds every parser, and reads back what was written.",
+                least=20,
+            ),
+        ),
+    ),
+    Row(
+        key="slow",
+        fault="Slowloris, and bodies of 100 MB",
+        promise="the others' p99 at most doubles; the memory of a worker is bounded",
+        scenarios=(slow.attack,),
     ),
 )

@@ -18,7 +18,7 @@ BREAK = re.compile("\r\n|[\n\r\x85\u2028\u2029]")
 """A line's end in YAML."""
 
 SLOW_S = 5
-"""What takes milliseconds, unless it grows faster than the text."""
+"""Of CPU: what takes milliseconds, unless it grows faster than the text."""
 
 GOOD = """\
 domain: chat
@@ -61,7 +61,7 @@ descriptors: []
 
 def read(text):
     """The catalog, or None if it was refused as promised."""
-    began_s = time.perf_counter()
+    began_s = time.process_time()
     try:
         found = parse(text, "limits.yaml")
     except InvalidCatalog as error:
@@ -75,7 +75,7 @@ def read(text):
             if 1 <= place.line <= len(lines):
                 assert 1 <= place.column <= len(lines[place.line - 1]) + 2, (place, sentence)
         assert str(error).startswith("limits.yaml")
-    assert time.perf_counter() - began_s < SLOW_S
+    assert time.process_time() - began_s < SLOW_S
     return found
 
 
