@@ -11,7 +11,7 @@ import os
 import re
 import sys
 from pathlib import Path, PurePath
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import AfterValidator, AliasChoices, BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_core import ErrorDetails
@@ -112,6 +112,10 @@ class Settings(BaseSettings):
         trusted_proxies: Networks whose X-Forwarded-For is believed, canonical CIDR; `unix:` = unix sockets.
         limits: File or directory of the catalog; None = there is none. Read by `service.app`.
         limits_kept: Where the last good catalog is kept; said by the runner to its workers.
+        deny, allow: Networks and identities that are never, or always, let in.
+        ban: Refusals, as a limit, after which somebody is banned; None = nobody is.
+        ban_for_s: For how long, seconds.
+        newcomers: Identities nobody vouches for that may have counters of their own, a worker; 0 = any number.
         check_limit: Limit string that guards /v1/check per caller's address; read by `service.app`.
         api_keys: Who may ask the service, and for what; None = everybody, everything. Read by `service.callers`.
         miss_limit: Requests without a good key that an address is told so; more are 429.
@@ -170,6 +174,11 @@ class Settings(BaseSettings):
     trusted_proxies: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_items), AfterValidator(_networks)] = ()
     limits: str | None = Field(default=None, min_length=1, description="a path of a file or directory")
     limits_kept: str | None = Field(default=None, min_length=1, description="a path")
+    deny: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_items)] = ()
+    allow: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_items)] = ()
+    ban: str | None = Field(default=None, min_length=1, description="a limit such as 100/minute")
+    ban_for_s: Annotated[int, _whole(1, 30 * 86_400, unit="seconds")] = 600
+    newcomers: Annotated[int, _whole(0, 10_000_000)] = 100_000
     check_limit: str = Field(default="10000000/minute", min_length=1, description="a limit such as 10000000/minute")
     api_keys: SecretStr | None = Field(default=None, repr=False)
     miss_limit: str = Field(default="30/minute", min_length=1, description="a limit such as 30/minute")
@@ -185,7 +194,6 @@ class Settings(BaseSettings):
     access_log: bool | None = Field(default=None, description="true or false")
     supabase_url: str | None = Field(default=None, validation_alias="SUPABASE_URL", repr=False)
     supabase_service_key: SecretStr | None = Field(default=None, validation_alias="SUPABASE_SERVICE_KEY", repr=False)
-
     supabase_jwt_secret: SecretStr | None = Field(default=None, validation_alias="SUPABASE_JWT_SECRET", repr=False)
     jwks_url: str | None = Field(default=None, repr=False, description="a URL of a JWKS document")
     jwt_issuer: str | None = Field(default=None, description="the iss of tokens that are believed")
@@ -329,6 +337,36 @@ def trusted_proxies_from_env() -> tuple[str, ...]:
     """ONEQUOTA_TRUSTED_PROXIES, split; what is no network is refused by whoever believes them."""
     value = os.environ.get(f"{PREFIX}TRUSTED_PROXIES", "")
     return tuple(item.strip() for item in value.split(",") if item.strip())
+
+
+class AccessSettings(NamedTuple):
+    """What the environment says of who is let in, for a limiter that is not told.
+
+    Attributes:
+        deny, allow: Entries, unchecked.
+        ban: The limit, unchecked, and for how many seconds; None where ONEQUOTA_BAN is not set.
+        newcomers: 0 where it is not set.
+    """
+
+    deny: tuple[str, ...]
+    allow: tuple[str, ...]
+    ban: tuple[str, int] | None
+    newcomers: int
+
+
+def access_from_env() -> AccessSettings:
+    """ONEQUOTA_DENY, _ALLOW, _BAN, _BAN_FOR_S and _NEWCOMERS.
+
+    Raises:
+        ConfigurationError: A number is none, or out of range.
+    """
+    names = ("deny", "allow", "ban", "newcomers")
+    given = {name for name in names if os.environ.get(f"{PREFIX}{name.upper()}")}
+    if not given:
+        return AccessSettings((), (), None, 0)
+    said = load()
+    ban = None if said.ban is None else (said.ban, said.ban_for_s)
+    return AccessSettings(said.deny, said.allow, ban, said.newcomers if "newcomers" in given else 0)
 
 
 def supabase_from_env() -> tuple[str | None, str | None]:

@@ -8,6 +8,7 @@ from slowapi.errors import RateLimitExceeded
 from slowapi.util import get_ipaddr, get_remote_address
 
 from service.limits import identity
+from service.limits.access import Ban, Newcomers
 from service.limits.decision import Decision, Standing
 from service.limits.gate import Gate
 from service.limits.gate import Gate as SlowAPIASGIMiddleware
@@ -16,10 +17,12 @@ from service.limits.limit import Limit
 from service.limits.limiter import Limiter
 
 __all__ = [
+    "Ban",
     "Decision",
     "Gate",
     "Limit",
     "Limiter",
+    "Newcomers",
     "RateLimitExceeded",
     "SlowAPIASGIMiddleware",
     "SlowAPIMiddleware",

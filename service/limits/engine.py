@@ -75,6 +75,12 @@ class Engine:
         """What answers, e.g. "redis 7.0.15". Raises StoreUnavailable after the deadline, or at once in an outage."""
         return await self._lane().ping()
 
+    async def board(
+        self, key: bytes, after: bytes, message: bytes, keep_ms: int, most: int
+    ) -> tuple[int, list[tuple[bytes, bytes]]]:
+        """As `Store.board`. Raises StoreUnavailable after the deadline, or at once in an outage."""
+        return await self._lane().board(key, after, message, keep_ms, most)
+
     def _lane(self) -> Lane | Spread:
         loop = asyncio.get_running_loop()
         lane = self._lanes.get(loop)

@@ -26,6 +26,7 @@ from service.limits.passage import (
     deduct,
     deny,
     fault,
+    forbidden,
     problem_response,
     refusal,
     with_headers,
@@ -72,6 +73,9 @@ class Gate:
         plan = None
         if limiter.checks and limiter not in scope.get(ADMITTED, ()) and not limiter.filtered():
             plan = self._plan(scope, limiter)
+            if limiter.access is not None and limiter.access.listed(scope) is False:
+                await self._answer(await forbidden(scope), scope, receive, send)
+                return
         if plan is None:
             await self.app(scope, receive, send)
             return

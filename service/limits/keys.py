@@ -9,6 +9,7 @@
 A record of an idempotency token (oq:{orders}:8e03978e:once) has its owner between the braces, the token as scope, and a
 word where a counter has its limit, which begins with a digit. In a Cluster the owner's slot and those of the counters
 may differ: there each of these has a record of its part beside it (oq:{alice}:~…:once).
+A board (oq:board:bans) has no braces.
 
 Short plain parts stay readable, anything else becomes "~" and a 128-bit digest: "~" begins no plain part, no part
 holds the mark that ends it, so no two different tuples share a key. The longest key has 128 bytes or fewer.
@@ -20,6 +21,9 @@ from base64 import urlsafe_b64encode
 from functools import lru_cache
 
 LONGEST = 128
+
+CROWD = b"^"
+"""How a `crowd` begins, and no identity."""
 
 _PLAIN_PREFIX = re.compile(r"[A-Za-z0-9._-]{1,12}")
 _PLAIN_IDENTITY = re.compile(r"[A-Za-z0-9._@:/-]{1,36}")
@@ -63,6 +67,26 @@ def beside(counter: bytes, record: bytes, word: str) -> bytes:
     """A record of what `record` stands for, in the Cluster slot of a counter; `word` is of letters."""
     digest = hashlib.blake2b(record, digest_size=16).digest()
     return counter[: counter.index(b"}") + 2] + _short(digest).encode() + b":" + word.encode()
+
+
+def board(prefix: str, topic: str) -> bytes:
+    """What all workers must hear of a topic. It is nobody's: to forget counters does not take it away."""
+    return f"{_part(prefix or 'oq', _PLAIN_PREFIX)}:board:{_part(topic, _PLAIN_SCOPE)}".encode()
+
+
+def bearer(key: bytes) -> bytes:
+    """What stands between a counter's braces: whose it is."""
+    return key[key.index(b"{") + 1 : key.index(b"}")]
+
+
+def moved(key: bytes, who: bytes) -> bytes:
+    """The same counter of somebody else."""
+    return key[: key.index(b"{") + 1] + who + key[key.index(b"}") :]
+
+
+def crowd(prefix: str) -> bytes:
+    """Whoever comes from a network while its newcomers share a counter; no identity is spelled so."""
+    return CROWD + _part(prefix, _PLAIN_IDENTITY).encode()
 
 
 def _part(text: str, plain: re.Pattern[str]) -> str:

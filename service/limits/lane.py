@@ -198,6 +198,16 @@ class Lane(StandIn):
 
     # ── one call ─────────────────────────────────────────────────────────────────────────────────────────────
 
+    async def board(self, *arguments: Any) -> tuple[int, list[tuple[bytes, bytes]]]:
+        """As `Store.board`. Raises StoreUnavailable after the deadline, or at once in an outage."""
+        if self._outage.open:
+            raise _away()
+        try:
+            async with asyncio.timeout(self._deadline_s):
+                return await self.store.board(*arguments)
+        except TimeoutError:
+            raise _late() from None
+
     def _start(self) -> None:
         self._sender = self.loop.create_task(self._send(), context=self._context)
 

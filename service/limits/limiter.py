@@ -22,6 +22,10 @@ from starlette.responses import Response
 
 from service.errors import ConfigurationError, InvalidInput, StoreUnavailable
 from service.limits import headers, keys
+from service.limits.access import Access, Ban, Newcomers
+from service.limits.access.bans import Bans
+from service.limits.access.lists import Lists
+from service.limits.access.newcomers import Crowd
 from service.limits.algorithms import ALGORITHMS
 from service.limits.calling import ask
 from service.limits.decision import CHARGE, LOOK, Ask, Charge, Decision, TokenAsk
@@ -37,6 +41,7 @@ from service.limits.plan import UNMATCHED, Plan, Rule, compose, outside
 from service.limits.stores import MemoryStore, opener
 from service.limits.token import token
 from service.settings import (
+    access_from_env,
     hosts_from_env,
     on_outage_from_env,
     redis_deadline_from_env,
@@ -68,6 +73,11 @@ class Limiter(slowapi.Limiter):
         draft_headers: Write RateLimit and RateLimit-Policy (draft-ietf-httpapi-ratelimit-headers-10).
         trusted_proxies: Networks whose X-Forwarded-For is believed by `identity.client_address`; None reads
             ONEQUOTA_TRUSTED_PROXIES.
+        deny: Networks and identities that are never let in: 403; None reads ONEQUOTA_DENY.
+        allow: Those that are always let in, uncounted; None reads ONEQUOTA_ALLOW.
+        ban: Who is refused so often is refused everything for a while; None reads ONEQUOTA_BAN; see `access.Ban`.
+        newcomers: How many identities that nobody vouches for may have counters of their own; None reads
+            ONEQUOTA_NEWCOMERS; see `access.Newcomers`.
         on_refusal: A function of (request, decision), also a coroutine function; a Response it returns is the
             answer to the refused request, None leaves it to the registered handler or to problem+json.
         on_outage: What is answered while the store is away, unless a limit says otherwise: "local" (each worker
@@ -104,6 +114,10 @@ class Limiter(slowapi.Limiter):
         *,
         draft_headers: bool = True,
         trusted_proxies: Sequence[str] | None = None,
+        deny: Sequence[str] | None = None,
+        allow: Sequence[str] | None = None,
+        ban: Ban | None = None,
+        newcomers: Newcomers | None = None,
         on_refusal: Callable[..., Any] | None = None,
         on_outage: str | None = None,
         hosts: int | None = None,
@@ -141,6 +155,7 @@ class Limiter(slowapi.Limiter):
         self.storage_uri = storage_uri or self.get_app_config(C.STORAGE_URL) or redis_url_from_env() or "memory://"
         fallback = Fallback(outage_policy(on_outage or on_outage_from_env() or "local"), hosts=hosts)
         self.engine = Engine(opener(self.storage_uri, storage_options, deadline_s), deadline_s, fallback=fallback)
+        self.access = self._access(deny, allow, ban, newcomers)
         self._draft_headers = draft_headers
         self._slowapi_headers = headers.SlowapiHeaders(
             [
@@ -165,6 +180,24 @@ class Limiter(slowapi.Limiter):
             self._rule(text, origin="default_limits", error_message=None)
             for text in default_limits or ([configured] if configured else ())
         ]
+
+    def _access(
+        self,
+        deny: Sequence[str] | None,
+        allow: Sequence[str] | None,
+        ban: Ban | None,
+        newcomers: Newcomers | None,
+    ) -> Access | None:
+        said = access_from_env()
+        deny, allow = said.deny if deny is None else deny, said.allow if allow is None else allow
+        lists = Lists(deny, allow) if deny or allow else None
+        if ban is None and said.ban is not None:
+            ban = Ban.parse(*said.ban)
+        if newcomers is None and said.newcomers:
+            newcomers = Newcomers(most=said.newcomers)
+        bans = None if ban is None else Bans(ban, self.engine, self._key_prefix)
+        crowd = None if newcomers is None else Crowd(newcomers, self.engine)
+        return Access(self.addresses, lists, bans, crowd) if lists or bans or crowd else None
 
     def get_app_config(self, key: str, default_value: Any = None) -> Any:
         """slowapi's reader of `RATELIMIT_*`, but "false" is false, and strategies are ours to judge."""
@@ -484,12 +517,17 @@ class Limiter(slowapi.Limiter):
     def reset(self, key: str | None = None) -> Awaitable[int]:  # type: ignore[override]
         """Forget one identity's counters, or all under the prefix; to be awaited. Answers how many there were."""
         store = self.engine.open_store() if self.storage_uri.startswith("memory://") else None
+        if self.access is not None and self.access.bans is not None:
+            self.access.bans.lift_here(*([] if key is None else [keys.who(key)]))
         if isinstance(store, MemoryStore):  # at once, so that slowapi's unawaited `limiter.reset()` works
             return _Done(store.forget_now(self._key_prefix, key))
         return self._forget(key)
 
     async def _forget(self, key: str | None) -> int:
-        return await self.engine.store().forget(self._key_prefix, key)
+        found = await self.engine.store().forget(self._key_prefix, key)
+        if self.access is not None and self.access.bans is not None:
+            await self.access.bans.lift(*([] if key is None else [keys.who(key)]))
+        return found
 
     async def aclose(self) -> None:
         """Close the running event loop's connections."""

@@ -3,7 +3,7 @@
 The gate, the decorator's wrapper and the dependency share this; they differ only in where they stand.
 """
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 from fastapi.exception_handlers import http_exception_handler
@@ -25,10 +25,11 @@ from service.errors import (
     Unauthenticated,
     problem,
 )
-from service.limits import headers
+from service.limits import headers, keys
+from service.limits.access import Access, Weighed
 from service.limits.calling import ask, is_coroutine
 from service.limits.decision import GIVE_BACK, Ask, Charge, Decision
-from service.limits.identity import ADDRESSES
+from service.limits.identity import ADDRESSES, Vouched
 from service.limits.limit import rate_limit_item
 from service.limits.plan import Plan, Rule
 from service.logs import events
@@ -51,24 +52,26 @@ class Admission:
         plan: What it was charged by.
         charges: What was asked for.
         rules: The rule of each charge.
-        decision: The answer; None if every rule was exempt.
+        decision: The answer; None if every rule was exempt, or nothing was asked because of a list.
+        denied: Whoever asks is on the list of those who are never let in.
         by_gate: The middleware made it, and writes the headers.
         settled: What `deduct_when` decides has been decided.
     """
 
-    __slots__ = ("by_gate", "charges", "decision", "plan", "rules", "settled")
+    __slots__ = ("by_gate", "charges", "decision", "denied", "plan", "rules", "settled")
 
-    def __init__(self, plan: Plan, rules: list[Rule], charges: Sequence[Charge], decision: Decision | None) -> None:
+    def __init__(self, plan: Plan, rules: Sequence[Rule], charges: Sequence[Charge], decision: Decision | None) -> None:
         self.plan = plan
         self.rules = rules
         self.charges = charges
         self.decision = decision
+        self.denied = False
         self.by_gate = True
         self.settled = not plan.deducts
 
     @property
     def refused(self) -> bool:
-        return self.decision is not None and not self.decision.allowed
+        return self.denied or (self.decision is not None and not self.decision.allowed)
 
     def __getitem__(self, index: int) -> Any:
         charge = self.charges[self.shown]
@@ -98,14 +101,18 @@ async def admit(
         IdentityUnavailable: Who asks cannot be told at the moment.
         StoreUnavailable: Nobody could decide.
     """
-    rules, asked = plan.rules, None
+    access = limiter.access
+    if access is not None:
+        return await _admit_after_access(access, limiter, plan, scope, receive, connection)
+    rules: Sequence[Rule] = plan.rules
+    asked = None
     if plan.by_address:
         asked = plan.ask_ready(limiter.addresses.of(scope))
     else:
         scope[ADDRESSES] = limiter.addresses
         connection = connection or _connection(scope, receive)
         if plan.ready is None:
-            rules, charges = await plan.charge(connection)
+            rules, charges, _ = await plan.charge(connection)
             asked = Ask(charges) if charges else None
         else:
             key = plan.key_func(connection) if plan.key_takes else plan.key_func()
@@ -117,6 +124,46 @@ async def admit(
         scope.setdefault("state", {})["view_rate_limit"] = admission
     scope.setdefault(ADMITTED, {})[limiter] = admission
     return admission
+
+
+async def _admit_after_access(
+    access: Access,
+    limiter: "Limiter",
+    plan: Plan,
+    scope: Scope,
+    receive: Receive | None,
+    connection: HTTPConnection | None,
+) -> Admission:
+    """`admit`, where lists, bans or newcomers come before counting."""
+    weighed = Weighed(listed=access.listed(scope))
+    if weighed.listed is None:
+        scope[ADDRESSES] = limiter.addresses
+        rules, asked, vouched = await _asked(plan, connection or _connection(scope, receive))
+        if asked is not None:
+            weighed = await access.weigh(asked, rules, vouched, scope)
+    decision = weighed.decision
+    if weighed.asked is not None and decision is None:
+        decision = await limiter.engine.decide(weighed.asked)
+        access.decided(weighed.asked, decision)
+    charges = () if weighed.asked is None else weighed.asked.charges
+    admission = Admission(plan, weighed.rules, charges, decision)
+    admission.denied = weighed.listed is False
+    if decision is not None:
+        scope.setdefault("state", {})["view_rate_limit"] = admission
+    scope.setdefault(ADMITTED, {})[limiter] = admission
+    return admission
+
+
+async def _asked(plan: Plan, connection: HTTPConnection) -> tuple[Sequence[Rule], Ask | None, Collection[bytes]]:
+    """What a plan asks, the rule of each charge, and the identities that are vouched for."""
+    if plan.ready is None:
+        rules, charges, vouched = await plan.charge(connection)
+        return rules, Ask(charges) if charges else None, vouched
+    key = plan.key_func(connection) if plan.key_takes else plan.key_func()
+    if hasattr(key, "__await__"):
+        key = await key
+    asked = plan.ask_ready(key)
+    return plan.rules, asked, {keys.bearer(asked.charges[0].key)} if type(key) is Vouched else ()
 
 
 def admissions(scope: Scope) -> dict[Any, Admission]:
@@ -184,6 +231,8 @@ async def _settle_and_send(limiter: "Limiter", admission: Admission, message: Me
 
 async def refusal(limiter: "Limiter", admission: Admission, scope: Scope) -> Response:
     """The answer to a refused request: the hook's, else the registered handler's, else problem+json."""
+    if admission.denied:
+        return await forbidden(scope)
     decision = admission.decision
     assert decision is not None
     rule, charge = admission.rules[admission.shown], admission.charges[admission.shown]
@@ -208,6 +257,16 @@ async def refusal(limiter: "Limiter", admission: Admission, scope: Scope) -> Res
         )
     response.raw_headers[:] = limiter.write(response.raw_headers, decision)
     return response
+
+
+async def forbidden(scope: Scope) -> Response:
+    """The answer to whoever is never let in: 403, by the app's own handler if it has one."""
+    handler = handler_of(scope.get("app"), 403, HTTPException)
+    if handler is not None:
+        response = await _called(handler, _connection(scope, None), HTTPException(403))
+        if response is not None:
+            return response
+    return problem_response(403, "Requests from here are not accepted")
 
 
 def handler_of(app: Any, status: int, kind: type[HTTPException]) -> Callable[..., Any] | None:

@@ -189,11 +189,15 @@ class Plan:
                 self.asked[key] = found
         return found
 
-    async def charge(self, connection: HTTPConnection) -> tuple[list[Rule], list[Charge]]:
-        """The charges of any plan, and the rule of each. Raises InvalidInput, InvalidLimit, NoIdentity."""
+    async def charge(self, connection: HTTPConnection) -> tuple[list[Rule], list[Charge], set[bytes]]:
+        """The charges of any plan, the rule of each, and the identities, as keys carry them, that are vouched for.
+
+        Raises InvalidInput, InvalidLimit, NoIdentity.
+        """
         rules: dict[bytes, Rule] = {}
         found: dict[bytes, Charge] = {}
         known: dict[Any, Any] = {}
+        vouched: set[bytes] = set()
         for rule, scope in self.entries:
             if rule.exempt_when is not None and await ask(rule.exempt_when, connection):
                 continue
@@ -201,6 +205,8 @@ class Plan:
                 known[rule.key_func] = await ask(rule.key_func, connection)
             key = known[rule.key_func]
             who = identity(key, rule.key_func)
+            if type(key) is Vouched:
+                vouched.add(who)
             limits = rule.limits
             if callable(limits):
                 limits = rule.read(await ask(limits, connection, key=key))
@@ -215,7 +221,7 @@ class Plan:
                 most = max(limit.admits(cost), before.cost if before else 0)
                 found[name] = Charge(_stricter(limit, before and before.limit), name, most)
                 rules[name] = rule
-        return list(rules.values()), list(found.values())
+        return list(rules.values()), list(found.values()), vouched
 
 
 def _stricter(limit: Limit, other: Limit | None) -> Limit:

@@ -24,7 +24,7 @@ from typing import Any
 import pytest
 
 from service.limits import keys
-from service.limits.decision import LOOK, Ask
+from service.limits.decision import CHARGE, LOOK, Ask
 from service.limits.limiter import Limiter
 from service.limits.stores.fake import FakeServerOpener, FakeStore
 from service.limits.stores.memory import wall_clock_us
@@ -107,7 +107,7 @@ class _Exhaustible(FakeStore):
         self._harness = harness
 
     async def decide(self, asks: Sequence[Ask]) -> Sequence[int]:
-        for charge in [charge for ask in asks for charge in ask.charges]:
+        for charge in [charge for ask in asks if ask.kind in (CHARGE, LOOK) for charge in ask.charges]:
             if self._harness.wants_spent(charge.key):
                 look = await super().decide([Ask([charge], LOOK)])
                 await super().decide([Ask([charge._replace(cost=look[1])])])

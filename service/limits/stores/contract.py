@@ -19,6 +19,22 @@ class Keeper(Protocol):
     async def forget(self, prefix: str, identity: str | None) -> int:
         """Drop the counters of one identity, or all under the prefix. Returns how many there were."""
 
+    async def board(
+        self, key: bytes, after: bytes, message: bytes, keep_ms: int, most: int
+    ) -> tuple[int, list[tuple[bytes, bytes]]]:
+        """Add a message to a board, if it is not empty, and read what came after; see `limits/board.py`.
+
+        Args:
+            key: Of the board.
+            after: `-` for the beginning, or `(` and an id.
+            message: To be added; empty = none.
+            keep_ms: How long the board is kept from then on.
+            most: Messages it keeps, about, and answers, at most.
+
+        Returns:
+            Now (microseconds), and each message with its id, in order. Raises StoreUnavailable.
+        """
+
     async def aclose(self) -> None:
         """Let go of connections."""
 

@@ -130,6 +130,21 @@ class MemoryStore:
                 del self._kept[key]
         return len(found)
 
+    async def board(
+        self, key: bytes, after: bytes, message: bytes, keep_ms: int, most: int
+    ) -> tuple[int, list[tuple[bytes, bytes]]]:
+        """The twin of `board.lua`. A board: ((id, message), ...), until_us."""
+        with self._lock:
+            now_us = self.clock()
+            kept, until_us = self._kept.get(key, ((), 0))
+            entries = cast("tuple[tuple[tuple[int, int], bytes], ...]", kept if until_us > now_us else ())
+            if message:
+                last = entries[-1][0] if entries else (0, 0)
+                entries = (*entries[-most + 1 :], (max((now_us // 1000, 0), (last[0], last[1] + 1)), message))
+                self._kept[key] = entries, now_us + keep_ms * 1000
+        start = tuple(map(int, after[1:].split(b"-"))) if after != b"-" else (-1, 0)
+        return now_us, [(b"%d-%d" % id_, text) for id_, text in entries if id_ > start][:most]
+
     async def aclose(self) -> None:
         """Nothing to let go of."""
 

@@ -8,6 +8,8 @@ import asyncio
 import contextlib
 import hashlib
 from collections.abc import Callable, Sequence
+from functools import cache
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -169,12 +171,26 @@ class RedisStore:
             raise unavailable(error) from error
         return found
 
+    async def board(
+        self, key: bytes, after: bytes, message: bytes, keep_ms: int, most: int
+    ) -> tuple[int, list[tuple[bytes, bytes]]]:
+        try:
+            answer: list[Any] = await self.client.eval(_board(), 1, key, after, message, keep_ms, most)
+        except (RedisError, OSError) as error:
+            raise unavailable(error) from error
+        return answer[0], list(zip(answer[1::2], answer[2::2], strict=True))
+
     async def aclose(self) -> None:
         connection, self._connection = self._connection, None
         with contextlib.suppress(RedisError, OSError):
             if connection is not None:
                 await connection.disconnect()
             await self.client.aclose()
+
+
+@cache
+def _board() -> str:
+    return (resources.files(__package__) / "board.lua").read_text(encoding="utf-8")
 
 
 class RedisOpener:
