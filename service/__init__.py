@@ -43,6 +43,8 @@ validation, before dependencies.
       match.py      request → route, known before the framework routes
       identity/     request → who asks: address, API key, token, header, and combinations; trusted proxies
       calling.py  · how a user's function is called
+      access/       who is let in before anything is counted: lists, bans, newcomers
+      board.py      what workers tell each other
       plan.py     · (route, method) → charges
       engine.py     charges → decision, per event loop
         lane.py     one queue and its one call under way: shared calls, deadlines

@@ -196,17 +196,19 @@ class Lane(StandIn):
             self._outage.failed(error, b"")
             raise
 
-    # ── one call ─────────────────────────────────────────────────────────────────────────────────────────────
-
-    async def board(self, *arguments: Any) -> tuple[int, list[tuple[bytes, bytes]]]:
+    async def board(
+        self, key: bytes, after: bytes, message: bytes, keep_ms: int, most: int
+    ) -> tuple[int, list[tuple[bytes, bytes]]]:
         """As `Store.board`. Raises StoreUnavailable after the deadline, or at once in an outage."""
         if self._outage.open:
             raise _away()
         try:
             async with asyncio.timeout(self._deadline_s):
-                return await self.store.board(*arguments)
+                return await self.store.board(key, after, message, keep_ms, most)
         except TimeoutError:
             raise _late() from None
+
+    # ── one call ─────────────────────────────────────────────────────────────────────────────────────────────
 
     def _start(self) -> None:
         self._sender = self.loop.create_task(self._send(), context=self._context)
