@@ -13,7 +13,8 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def app():
-    limiter = Limiter(identity.client_address, storage_uri="redis://127.0.0.1:1")  # nothing listens there
+    uri = "redis://127.0.0.1:1"  # nothing listens there
+    limiter = Limiter(identity.client_address, storage_uri=uri, on_outage="deny")
     app = FastAPI()
     app.state.limiter = limiter
     app.add_middleware(limiter.middleware)
