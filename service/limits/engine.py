@@ -78,7 +78,7 @@ class Engine:
     async def board(
         self, key: bytes, after: bytes, message: bytes, keep_ms: int, most: int
     ) -> tuple[int, list[tuple[bytes, bytes]]]:
-        """As `Store.board`. Raises StoreUnavailable after the deadline, or at once in an outage."""
+        """As `Keeper.board`. Raises StoreUnavailable after the deadline, or at once in an outage."""
         return await self._lane().board(key, after, message, keep_ms, most)
 
     def _lane(self) -> Lane | Spread:

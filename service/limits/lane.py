@@ -199,14 +199,14 @@ class Lane(StandIn):
     async def board(
         self, key: bytes, after: bytes, message: bytes, keep_ms: int, most: int
     ) -> tuple[int, list[tuple[bytes, bytes]]]:
-        """As `Store.board`. Raises StoreUnavailable after the deadline, or at once in an outage."""
+        """As `Keeper.board`. Raises StoreUnavailable after the deadline, or at once in an outage."""
         if self._outage.open:
-            raise _away()
+            raise away()
         try:
             async with asyncio.timeout(self._deadline_s):
                 return await self.store.board(key, after, message, keep_ms, most)
         except TimeoutError:
-            raise _late() from None
+            raise late() from None
 
     # ── one call ─────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -172,6 +172,18 @@ class Spread(StandIn):
         except TimeoutError:
             raise late() from None
 
+    async def board(
+        self, key: bytes, after: bytes, message: bytes, keep_ms: int, most: int
+    ) -> tuple[int, list[tuple[bytes, bytes]]]:
+        """As `Keeper.board`. Raises StoreUnavailable after the deadline, or at once while nobody says where it is."""
+        if self._outage.open:
+            raise self._nowhere()
+        try:
+            async with asyncio.timeout(self._deadline_s):
+                return await self.store.board(key, after, message, keep_ms, most)
+        except TimeoutError:
+            raise late() from None
+
     def _one(self, ask: Ask, slot: int) -> "asyncio.Future[Decision]":
         shard = self.store.shard(slot)
         if shard is not None and not self._closed:

@@ -6,7 +6,10 @@ import pytest
 from driving import Clock
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from redis.crc import key_slot
+from topologies import PLACES
 
+from bench.redises import free_port, tell
 from service.errors import StoreUnavailable
 from service.limits import board as bounds
 from service.limits.board import Board
@@ -215,3 +218,53 @@ def test_every_event_loop_reads_for_itself():
     for n in range(3):
         asyncio.run(look(n))
     assert heard == [b"0", b"1", b"2"]
+
+
+@pytest.mark.parametrize("place", PLACES, indirect=True)
+async def test_boards_and_bans_work_wherever_counters_are(place):
+    """One server, over TLS, with no more rights than a limiter needs, on a Cluster, behind Sentinels."""
+    open_store = opener(place.url, None, 5)
+    one, one_heard, first = listening(open_store)
+    other, other_heard, second = listening(open_store)
+    for n in range(5):
+        await (one if n % 2 else other).post(b"%d" % n)
+    place.tell("SCRIPT", "FLUSH")
+    await one.read()
+    await other.read()
+    assert one_heard == other_heard == [b"%d" % n for n in range(5)]
+    await first.aclose()
+    await second.aclose()
+
+
+@pytest.mark.parametrize("begun", ["before", "meanwhile"])
+def test_a_board_whose_slot_moves_is_found_again(redis_cluster, begun):
+    """A server that has its slot no more says who has; one that is giving it away says who is about to have it."""
+    redis_cluster.flush()
+    slot, posted = key_slot(KEY), []
+    tell(redis_cluster.holder(slot), "SET", b"{" + KEY + b"}", "another key of this slot, to be moved")
+    target = next(node for node in redis_cluster.primaries() if node is not redis_cluster.holder(slot))
+    with asyncio.Runner() as runner:
+        board, heard, engine = listening(opener(redis_cluster.url, None, 5))
+
+        def post(message=b"meanwhile"):
+            runner.run(board.post(message))
+            posted.append(message)
+
+        if begun == "before":
+            post(b"before")
+        redis_cluster.migrate(slot, target, meanwhile=post)
+        post(b"after")
+        late, late_heard, second = listening(opener(redis_cluster.url, None, 5))
+        runner.run(late.read())
+        runner.run(engine.aclose())
+        runner.run(second.aclose())
+    assert b"meanwhile" in posted
+    assert heard == late_heard == posted
+
+
+async def test_a_failed_cluster_is_no_500():
+    """Nobody says where the board is."""
+    board, _, engine = listening(opener(f"redis+cluster://127.0.0.1:{free_port()}", None, 1))
+    with pytest.raises(StoreUnavailable):
+        await board.post(b"x")
+    await engine.aclose()

@@ -27,13 +27,15 @@ from service.limits.algorithms import script
 from service.limits.decision import Ask
 from service.limits.stores.contract import ELSEWHERE, Answer
 from service.limits.stores.faults import unavailable
-from service.limits.stores.redis import Call, RedisOpener, RedisStore
+from service.limits.stores.redis import BOARD_LOAD, Call, RedisOpener, RedisStore, board_call, read_board
 from service.redis_url import Host, Several
 
 REFRESH_EVERY_S = 0.1
 """How often one worker asks at most where slots are."""
 FORGOTTEN_S = 60.0
 """How long a server without slots must have rested to be forgotten: one that is being filled gets redirections."""
+REDIRECTIONS = 3
+"""How often a call that is no decision follows where its slot is said to be."""
 ASKED_AT_ONCE = 3
 """Servers that are asked where slots are, of those in use and of those in the URL."""
 
@@ -288,6 +290,38 @@ class ClusterStore:
             if last:
                 raise errors[0]
         return found
+
+    async def board(
+        self, key: bytes, after: bytes, message: bytes, keep_ms: int, most: int
+    ) -> tuple[int, list[tuple[bytes, bytes]]]:
+        """On the server that has its slot, wherever that is by now: what a redirection answers was not done."""
+        call = board_call(key, after, message, keep_ms, most)
+        for _ in range(REDIRECTIONS):
+            shard = self.shard(self.slot(key))
+            if shard is None:
+                heard = self.refresh()
+                if heard is not None:
+                    await heard
+                shard = self.shard(self.slot(key))
+            if shard is None:
+                break
+            try:
+                (reply,) = await shard.aside([call])
+                if isinstance(reply, NoScriptError):
+                    _, reply = await shard.aside([BOARD_LOAD, call])
+            except (RedisError, OSError) as error:
+                self.refresh()
+                raise unavailable(error) from error
+            if isinstance(reply, AskError) and not isinstance(reply, MovedError):
+                _, _, reply = await self.meant(reply, shard).aside([BOARD_LOAD, _ASKING, call])
+            if isinstance(reply, MovedError):
+                self.moved(reply, shard)
+            elif isinstance(reply, (RedisError, OSError)):
+                self.refresh()
+                raise unavailable(reply) from reply
+            else:
+                return read_board(reply)
+        raise StoreUnavailable(self.why, reason="connection", maybe_done=False)
 
     async def _of_all(self, do: Callable[[ClusterShard], Awaitable[Any]]) -> list[Any]:
         """What each server answers, or its StoreUnavailable, which is raised if none answers."""

@@ -8,7 +8,6 @@ import asyncio
 import contextlib
 import hashlib
 from collections.abc import Callable, Sequence
-from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -174,11 +173,16 @@ class RedisStore:
     async def board(
         self, key: bytes, after: bytes, message: bytes, keep_ms: int, most: int
     ) -> tuple[int, list[tuple[bytes, bytes]]]:
+        call = board_call(key, after, message, keep_ms, most)
+        ask = self.client.execute_command
         try:
-            answer: list[Any] = await self.client.eval(_board(), 1, key, after, message, keep_ms, most)
+            try:
+                return read_board(await ask(*call))  # type: ignore[no-untyped-call]
+            except NoScriptError:
+                await ask(*BOARD_LOAD)  # type: ignore[no-untyped-call]
+                return read_board(await ask(*call))  # type: ignore[no-untyped-call]
         except (RedisError, OSError) as error:
             raise unavailable(error) from error
-        return answer[0], list(zip(answer[1::2], answer[2::2], strict=True))
 
     async def aclose(self) -> None:
         connection, self._connection = self._connection, None
@@ -188,9 +192,19 @@ class RedisStore:
             await self.client.aclose()
 
 
-@cache
-def _board() -> str:
-    return (resources.files(__package__) / "board.lua").read_text(encoding="utf-8")
+_BOARD = (resources.files(__package__) / "board.lua").read_text(encoding="utf-8")
+_BOARD_SHA = hashlib.sha1(_BOARD.encode(), usedforsecurity=False).hexdigest()
+BOARD_LOAD: Call = ("SCRIPT", "LOAD", _BOARD)
+
+
+def board_call(key: bytes, after: bytes, message: bytes, keep_ms: int, most: int) -> Call:
+    """`Keeper.board` as a command."""
+    return ("EVALSHA", _BOARD_SHA, 1, key, after, message, keep_ms, most)
+
+
+def read_board(answer: Sequence[Any]) -> tuple[int, list[tuple[bytes, bytes]]]:
+    """What it is answered."""
+    return answer[0], list(zip(answer[1::2], answer[2::2], strict=True))
 
 
 class RedisOpener:

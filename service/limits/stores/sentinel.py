@@ -78,6 +78,11 @@ class SentinelStore:
     async def forget(self, prefix: str, identity: str | None) -> int:
         return await self._on_primary(lambda primary: primary.forget(prefix, identity))
 
+    async def board(
+        self, key: bytes, after: bytes, message: bytes, keep_ms: int, most: int
+    ) -> tuple[int, list[tuple[bytes, bytes]]]:
+        return await self._on_primary(lambda primary: primary.board(key, after, message, keep_ms, most))
+
     async def _on_primary(self, do: Callable[[Primary], Awaitable[R]]) -> R:
         """Do it on the primary; elsewhere once more if nothing was charged, and it is elsewhere."""
         primary = await self._found()
