@@ -1,6 +1,7 @@
 """What workers tell each other: all of it, in order, soon; kept as long as it matters, and no longer."""
 
 import asyncio
+import contextlib
 
 import pytest
 from driving import Clock
@@ -226,6 +227,11 @@ async def test_boards_and_bans_work_wherever_counters_are(place):
     open_store = opener(place.url, None, 5)
     one, one_heard, first = listening(open_store)
     other, other_heard, second = listening(open_store)
+    for _ in range(100):  # a Cluster that has just been started may say for a moment that it is down
+        with contextlib.suppress(StoreUnavailable):
+            await one.read()
+            break
+        await asyncio.sleep(0.1)
     for n in range(5):
         await (one if n % 2 else other).post(b"%d" % n)
     place.tell("SCRIPT", "FLUSH")
