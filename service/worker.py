@@ -53,6 +53,7 @@ from service.target import Target, unloadable
 BEAT_S = 0.5
 _HINTED_S = 35
 _MOST_HEAD_BYTES = 128 * 1024  # of one request, over several reads; the parser itself takes any
+_MOST_JOINED = 64 * 1024  # bytes of a body that are copied behind their head
 _LINGER_S = 30.0  # for the rest of a body that nobody wants
 _WEBSOCKET_LINGER_S = 1.0
 _ACCEPTED_S = 0.05  # for clients that the kernel has accepted: to be handed over, and to become connections
@@ -381,21 +382,56 @@ def _hears_header(connection: object) -> bool:
 class _Patient:
     """A transport whose `close` waits: for the end of the request's body, which is thrown away (RFC 9112, 9.6), or
     for the client's half of a WebSocket's closing handshake. Data that nobody reads would be answered with a reset,
-    and that overtakes what we have sent."""
+    and that overtakes what we have sent.
+
+    And whose `write` keeps the head of a response back for its body, which nearly always follows at once: one system
+    call less, a tenth of the cost of a decision (measured). Never longer than until the event loop's next turn, and
+    nothing of a response without Content-Length."""
 
     def __init__(self, transport: asyncio.Transport, http: _Http) -> None:
         self._transport = transport
         self._http = http
+        self._held = b""
+        self._release: asyncio.Handle | None = None
         self.lingers = False
-        self.write = transport.write
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)
+
+    def write(self, data: bytes) -> None:
+        if self._held and len(data) <= _MOST_JOINED:
+            data = self._take_held() + data
+        elif self._held:
+            self.flush()
+        else:
+            cycle = self._http.cycle
+            if cycle is not None and cycle.response_started and cycle.expected_content_length > 0:
+                self._held = data
+                self._release = self._http.loop.call_soon(self.flush)
+                return
+        self._transport.write(data)
+
+    def flush(self) -> None:
+        """Send what is held back."""
+        if self._held:
+            self._transport.write(self._take_held())
+
+    def _take_held(self) -> bytes:
+        held, self._held = self._held, b""
+        if self._release is not None:
+            self._release.cancel()
+            self._release = None
+        return held
+
+    def abort(self) -> None:
+        self._take_held()
+        self._transport.abort()
 
     def is_closing(self) -> bool:
         return self.lingers or self._transport.is_closing()
 
     def close(self) -> None:
+        self.flush()
         cycle = self._http.cycle
         body_s = _LINGER_S if cycle is not None and cycle.response_complete and cycle.more_body else 0
         patience_s = _WEBSOCKET_LINGER_S if self._http.upgraded else body_s
@@ -408,6 +444,7 @@ class _Patient:
 
     def finish(self) -> None:
         """Close, once the client has taken what we have written; it is cut off when it takes nothing for long."""
+        self.flush()
         self._transport.close()
         if left_bytes := self._transport.get_write_buffer_size():
             self._http.loop.call_later(_LINGER_S, self._see_off, left_bytes)

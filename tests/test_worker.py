@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import http.client
 import json
 import socket
@@ -43,6 +44,16 @@ async def app(scope: Any, receive: Any, send: Any) -> None:
     if scope["path"] == "/huge":
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(HUGE))]})
         await send({"type": "http.response.body", "body": HUGE})
+        return
+    if scope["path"] == "/frozen":
+        scope["path"] = f"/{gc.get_freeze_count()}"
+    if scope["path"].startswith("/slow-body"):
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"4")]})
+        await asyncio.sleep(0.3)
+        if scope["method"] != "HEAD":
+            await send({"type": "http.response.body", "body": b"ab", "more_body": True})
+            await asyncio.sleep(0.3)
+        await send({"type": "http.response.body", "body": b"cd"})
         return
     if scope["path"] == "/later":
         await asyncio.sleep(float(scope["query_string"] or b"0.5"))
@@ -105,6 +116,7 @@ def serving(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Serving]]
         return started[-1]
 
     yield start
+    gc.unfreeze()
     for each in started:
         with contextlib.suppress(OSError):  # it may be gone
             each.retire()
@@ -140,6 +152,81 @@ def test_a_client_that_sends_10_mb_and_then_reads_always_reads_its_refusal(
             if not close:
                 assert ask(connection, "/read", body=b"x").status == 200, "the connection lives"
     assert statuses == [429] * 20
+
+
+def asked(port: int, *paths: str, method: str = "GET") -> socket.socket:
+    connection = socket.create_connection(("127.0.0.1", port), timeout=20)
+    connection.sendall("".join(f"{method} {path} HTTP/1.1\r\nhost: x\r\n\r\n" for path in paths).encode())
+    return connection
+
+
+class Noting:
+    """A transport, and what was written to it."""
+
+    written: list[bytes] = []  # noqa: RUF012  (of all)
+
+    def __init__(self, transport: Any) -> None:
+        self.transport = transport
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.transport, name)
+
+    def write(self, data: bytes) -> None:
+        self.written.append(data)
+        self.transport.write(data)
+
+
+def test_head_and_body_of_an_answer_are_written_in_one_piece_unless_it_is_large(
+    serving: Callable[..., Serving], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    patient = worker._Patient
+    monkeypatch.setattr(worker, "_Patient", lambda transport, http: patient(Noting(transport), http))  # type: ignore[arg-type]
+    monkeypatch.setattr(Noting, "written", [])
+    port = serving().port
+    with asked(port, "/small") as connection:
+        assert connection.recv(65536).endswith(b"/small")
+    [whole] = Noting.written
+    assert whole.startswith(b"HTTP/1.1 200 OK\r\n") and whole.endswith(b"\r\n\r\n/small")
+    with asked(port, "/huge") as connection:
+        connection.recv(65536)
+    assert Noting.written[-1] is HUGE
+
+
+def test_a_head_whose_body_takes_its_time_does_not_wait_for_it(serving: Callable[..., Serving]) -> None:
+    with asked(serving().port, "/slow-body") as connection:
+        pieces = [connection.recv(65536) for _ in range(3)]
+        assert pieces[0].endswith(b"\r\n\r\n")
+        assert pieces[1:] == [b"ab", b"cd"]
+
+
+def test_a_head_without_a_body_is_sent(serving: Callable[..., Serving]) -> None:
+    port = serving().port
+    with asked(port, "/slow-body", method="HEAD") as connection:
+        assert connection.recv(65536).endswith(b"\r\n\r\n")
+    with asked(serving(keep_alive_s=0).port, "/x", method="HEAD") as connection:
+        assert connection.makefile("rb").read().endswith(b"\r\n\r\n")
+
+
+def test_pipelined_requests_are_answered_in_order(serving: Callable[..., Serving]) -> None:
+    with asked(serving().port, "/later?0.2", "/slow-body", "/c") as connection:
+        text = b""
+        while not text.endswith(b"/c"):
+            text += connection.recv(65536)
+    assert [part.partition(b"HTTP/1.1")[0] for part in text.split(b"\r\n\r\n")[1:]] == [b"/later", b"abcd", b"/c"]
+
+
+def test_a_client_that_leaves_while_a_head_is_kept_back_harms_nobody(serving: Callable[..., Serving]) -> None:
+    port = serving().port
+    for _ in range(20):
+        with asked(port, "/slow-body"):
+            pass
+    with asked(port, "/next") as connection:
+        assert connection.recv(65536).endswith(b"/next")
+
+
+def test_what_is_there_after_start_up_is_no_work_for_the_garbage_collector(serving: Callable[..., Serving]) -> None:
+    with asked(serving().port, "/frozen") as connection:
+        assert int(connection.recv(65536).partition(b"\r\n\r\n/")[2] or 0) > 10_000
 
 
 def test_a_body_that_is_still_sent_when_the_worker_retires_does_not_reset_its_answer(
