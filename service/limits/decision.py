@@ -62,6 +62,12 @@ class Ask:
         self.charges = charges
         self.kind = kind
         self.at_us = at_us
+        if len(charges) == 1 and kind != GIVE_BACK:  # nearly all; what it costs is paid on each request
+            limit, key, cost = charges[0]
+            self.width = 4
+            self.names = [key]
+            self.words = f"{kind} 1 {limit.words} {cost}"
+            return
         self.width = 4 * len(charges)
         self.names = [key for _, key, _ in charges]
         words = [f"{kind} {len(charges)}" if kind != GIVE_BACK else f"{kind} {len(charges)} {at_us}"]

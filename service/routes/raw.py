@@ -14,7 +14,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.limits.passage import problem_response
 
-_OK = b"application/json"
+_JSON = b"application/json"
+_CONTENT_TYPE = (b"content-type", _JSON)
 
 
 class HotApp(FastAPI):
@@ -75,7 +76,7 @@ async def body_of(receive: Receive, most_bytes: int) -> bytes:
 
 def check_json(content_type: bytes | None) -> None:
     """Raises Answered if it is another type than JSON (415). None is taken for JSON."""
-    if content_type is None or content_type == _OK:
+    if content_type is None or content_type == _JSON:
         return
     kind = content_type.decode("latin-1").partition(";")[0].strip().lower()
     if kind != "application/json" and not (kind.startswith("application/") and kind.endswith("+json")):
@@ -100,6 +101,6 @@ def check_method(scope: Scope, allowed: str) -> None:
 
 async def say(send: Send, body: bytes) -> None:
     """200 with JSON."""
-    headers = [(b"content-type", _OK), (b"content-length", b"%d" % len(body))]
+    headers = [_CONTENT_TYPE, (b"content-length", b"%d" % len(body))]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
     await send({"type": "http.response.body", "body": body})

@@ -12,11 +12,7 @@ from service.limits.policy import Status, Verdict
 
 def answer(decision: Decision) -> str:
     """The answer to a question with limits of its own; times in whole seconds, rounded up."""
-    more = ""
-    if decision.replayed:
-        more = ',"replayed":true'
-    if decision.degraded:
-        more += ',"degraded":true'
+    more = "" if type(decision) is Decision else _more(decision)
     limits = _limits(decision.standings)
     if decision.allowed:
         return f'{{"allowed":true,"retry_after":null,"limits":{limits}{more}}}'
@@ -25,15 +21,16 @@ def answer(decision: Decision) -> str:
 
 def verdict_answer(verdict: Verdict, *, known: bool) -> str:
     """The answer to a question about limits of the catalog: also what became of each descriptor."""
-    more = "" if known else ',"unknown_domain":true'
-    if verdict.replayed:
-        more += ',"replayed":true'
-    if verdict.degraded:
-        more += ',"degraded":true'
+    more = _more(verdict) + ("" if known else ',"unknown_domain":true')
     allowed, wait = ("true", "null") if verdict.allowed else ("false", verdict.retry_after)
     head = f'"allowed":{allowed},"retry_after":{wait}'
     statuses = ",".join([_status(status) for status in verdict.statuses])
     return f'{{{head},"limits":{_limits(verdict.standings)},"statuses":[{statuses}]{more}}}'
+
+
+def _more(found: Decision | Verdict) -> str:
+    replayed = ',"replayed":true' if found.replayed else ""
+    return replayed + (',"degraded":true' if found.degraded else "")
 
 
 def _status(status: Status) -> str:

@@ -68,6 +68,7 @@ class ByDomain(TypedDict):
 
 INLINE = TypeAdapter(Inline)
 BY_DOMAIN = TypeAdapter(ByDomain)
+_read_inline, _read_by_domain = INLINE.validator.validate_python, BY_DOMAIN.validator.validate_python
 
 
 class Question(NamedTuple):
@@ -131,7 +132,7 @@ def inline(document: Any, scope: str, at: str = "") -> Question:
         InvalidInput: A value is wrong.
     """
     try:
-        found = INLINE.validate_python(document)
+        found: Inline = _read_inline(document)
     except ValidationError as error:
         raise _named(error, at) from None
     burst = found.get("burst")
@@ -169,7 +170,7 @@ def by_domain(document: Any, catalog: Catalog, now_us: int, at: str = "") -> Que
         InvalidInput: A value is wrong.
     """
     try:
-        found = BY_DOMAIN.validate_python(document)
+        found: ByDomain = _read_by_domain(document)
     except ValidationError as error:
         raise _named(error, at) from None
     wanted = [Wanted(tuple([(pair["key"], pair["value"]) for pair in pairs])) for pairs in found["descriptors"]]

@@ -91,10 +91,10 @@ class Check:
             async with self._turns:
                 document = json_of(body)
         checks = members(document)
-        reading = _Reading(caller, self._live.catalog)
+        catalog = self._live.catalog  # one version for all of a body
         if checks is None:
-            return await self._one(reading.question(document), once)
-        return f'{{"results":[{",".join(await self._many(checks, reading, once))}]}}'
+            return await self._one(_question(document, caller, catalog), once)
+        return f'{{"results":[{",".join(await self._many(checks, caller, catalog, once))}]}}'
 
     async def _one(self, question: Question, once: "_Once | None") -> str:
         if once is not None and not question.peek:
@@ -103,14 +103,14 @@ class Check:
             await self._bind(once)
         return _told(question, await self._decide(question, once))
 
-    async def _many(self, checks: Sequence[Any], reading: "_Reading", once: "_Once | None") -> list[str]:
+    async def _many(self, checks: Sequence[Any], caller: Caller, catalog: Catalog, once: "_Once | None") -> list[str]:
         """The answers to many questions, all of which are good."""
         turns = self._turns if len(checks) > SMALL else contextlib.nullcontext()
         questions: list[Question] = []
         for start in range(0, len(checks), SLICE):
             async with turns:
                 for index, check in enumerate(checks[start : start + SLICE], start):
-                    questions.append(reading.question(check, f"checks[{index}]."))
+                    questions.append(_question(check, caller, catalog, f"checks[{index}]."))
         charges = sum(question.charges for question in questions)
         if charges > MOST_CHARGES:
             raise InvalidInput("checks", f"{charges} limits in all; at most {MOST_CHARGES} at once")
@@ -150,24 +150,16 @@ class Check:
         return Answered(response)
 
 
-class _Reading:
-    """Reads the questions of one caller, by one version of the catalog."""
-
-    def __init__(self, caller: Caller, catalog: Catalog) -> None:
-        self._caller = caller
-        self._catalog = catalog
-        self._now_us = time.time_ns() // 1000
-
-    def question(self, document: Any, at: str = "") -> Question:
-        """What a member of the body asks. Raises InvalidInput, Answered (403)."""
-        domain = domain_of(document)
-        if domain is None:
-            if self._caller.inline is None:
-                raise Answered(forbidden(self._caller, None, at))
-            return inline(document, self._caller.inline, at)
-        if domain and not self._caller.may(domain):  # before anything is told of it
-            raise Answered(forbidden(self._caller, domain, at))
-        return by_domain(document, self._catalog, self._now_us, at)
+def _question(document: Any, caller: Caller, catalog: Catalog, at: str = "") -> Question:
+    """What a member of the body asks. Raises InvalidInput, Answered (403)."""
+    domain = domain_of(document)
+    if domain is None:
+        if caller.inline is None:
+            raise Answered(forbidden(caller, None, at))
+        return inline(document, caller.inline, at)
+    if domain and not caller.may(domain):  # before anything is told of it
+        raise Answered(forbidden(caller, domain, at))
+    return by_domain(document, catalog, time.time_ns() // 1000, at)
 
 
 class _Once:
