@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from bench import exact, hangups, simulation, soak, tax, trust
+from bench import exact, gateways, hangups, simulation, soak, tax, trust
 from bench.processes import ROOT, Cpus
 from bench.redises import MissingError
 from bench.service import NotStartedError
@@ -81,6 +81,22 @@ def _exact(
         counts = exact.exact(requests=requests, limit=limit, workers=workers, algorithms=names)
     typer.echo(json.dumps([c.data() for c in counts]) if as_json else "\n".join(c.text() for c in counts))
     if not all(count.exact for count in counts):
+        raise typer.Exit(1)
+
+
+@app.command("gateways")
+def _gateways(
+    *,
+    requests: Annotated[int, typer.Option(min=4, help="Of all gateways together.")] = 20_000,
+    limit: Annotated[int, typer.Option(min=1, help="Units; fewer than requests.")] = 5_000,
+    workers: Annotated[int, typer.Option(min=1, help="Processes of the service.")] = 4,
+    as_json: Json = False,
+) -> None:
+    """gRPC, JSON and HTTP at once, one counter, many processes: exactly the limit is admitted."""
+    with _told():
+        mixed = gateways.mixed(requests=requests, limit=limit, workers=workers)
+    typer.echo(json.dumps(mixed.data()) if as_json else mixed.text())
+    if not mixed.exact:
         raise typer.Exit(1)
 
 

@@ -31,11 +31,13 @@ class Service:
     Attributes:
         pid: The parent's.
         log: What it says on standard error.
+        grpc: Where gRPC is served; "" = nowhere.
     """
 
     pid: int
     port: int
     log: Path
+    grpc: str = ""
 
     def workers(self) -> list[int]:
         """Its processes but the parent."""
@@ -75,8 +77,9 @@ def service(
             assert process.stdout is not None
             line = process.stdout.readline()
             _await_workers(process, Path(log.name), workers)
-            port = int(json.loads(line)["url"].rpartition(":")[2])
-            yield Service(pid=process.pid, port=port, log=Path(log.name))
+            banner = json.loads(line)
+            port = int(banner["url"].rpartition(":")[2])
+            yield Service(pid=process.pid, port=port, log=Path(log.name), grpc=banner["grpc"] or "")
 
 
 def _await_workers(process: "subprocess.Popen[str]", log: Path, workers: int) -> None:

@@ -56,6 +56,7 @@ validation, before dependencies.
       token.py    · idempotency tokens: what is asked again is answered again, and charged once
       keys.py     · the only speller of Redis keys
       policy.py     (domain, descriptors) → which limits, asked how; the verdict
+      envoy.py    · what Envoy's rate-limit service asks and is answered, however it is written
       catalog/    · limits by name, from a file of Envoy's form; live.py reads and watches it
       algorithms/   one .lua each + its pure twin; decide.lua joins them into one script
       stores/       how counters are opened: Redis by URL, Sentinels, a Cluster, embedded, fakeredis, this process

@@ -11,13 +11,14 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from service import callers as known
+from service import grpc
 from service import settings as deployment
 from service.database import Supabase
 from service.limits import Limiter, identity
-from service.limits.catalog import Kept, Live, Still
+from service.limits.catalog import Catalog, Kept, Live, Still
 from service.limits.passage import problem_response
 from service.listener import for_grpc
-from service.routes import check, health
+from service.routes import authorize, check, envoy, health
 from service.routes.raw import HotApp
 from service.settings import Settings
 
@@ -43,6 +44,10 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         hosts=settings.hosts,
     )
     live = _catalog(settings)
+
+    def catalog() -> Catalog:
+        return live.catalog
+
     keys = settings.api_keys
     callers = known.Callers(known.parse(keys.get_secret_value()) if keys else (), limiter, settings.miss_limit)
 
@@ -51,7 +56,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with supabase as app.state.supabase, _watched(live), _grpc(settings):
+        calls = grpc.serving(for_grpc(), limiter, catalog, callers, settings)
+        async with supabase as app.state.supabase, _watched(live), calls:
             yield
         await limiter.aclose()
 
@@ -68,13 +74,19 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.live = live
     app.add_middleware(limiter.middleware)
     app.include_router(health.router(limiter, supabase, live))
-    app.hot = {"/v1/check": check.Check(limiter, settings, callers, live)}
+    secret = settings.identity_secret.get_secret_value() if settings.identity_secret else None
+    app.hot = {
+        "/v1/check": check.Check(limiter, settings, callers, live),
+        "/v1/authorize": authorize.Authorize(limiter, catalog, callers, secret),
+        "/json": envoy.Envoy(limiter.engine, catalog, callers),
+    }
     describe = app.openapi
 
     def openapi() -> dict[str, Any]:
         """FastAPI's, and the hot routes it does not know."""
         description = describe()
-        check.describe(description)
+        for route in (check, authorize, envoy):
+            route.describe(description)
         return description
 
     app.openapi = openapi  # type: ignore[method-assign]
@@ -95,19 +107,6 @@ async def _watched(live: Live | Still) -> AsyncIterator[None]:
     finally:
         watching.cancel()
         await asyncio.wait([watching])
-
-
-@asynccontextmanager
-async def _grpc(settings: Settings) -> AsyncIterator[None]:
-    """gRPC, where the runner left a socket for it."""
-    listener = for_grpc()
-    if listener is None:
-        yield
-        return
-    from service.grpc.server import Server  # noqa: PLC0415  (an extra)
-
-    async with Server(listener, {}, header_s=settings.header_timeout_s):
-        yield
 
 
 async def _problem(request: Request, error: Exception) -> Response:

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 from servers import needs
@@ -41,16 +42,21 @@ def replaced(text: str, old: str, new: str) -> str:
 
 
 class Nginx:
-    """The committed site with two addresses replaced: where it listens, and `upstream` ("127.0.0.1:8000")."""
+    """A committed site with two addresses replaced: where it listens, and `upstream` ("127.0.0.1:8000").
 
-    def __init__(self, upstream: str) -> None:
+    `changes` are more of what is replaced in it.
+    """
+
+    def __init__(self, upstream: str, *, site: Path = SITE, changes: Mapping[str, str] | None = None) -> None:
         program = needs("nginx")
-        self.port = _free_port()
+        self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.folder = tempfile.mkdtemp(prefix="oq-nginx-")
-        site = replaced(SITE.read_text(), "listen 80;", f"listen 127.0.0.1:{self.port};")
-        site = replaced(site, "server 127.0.0.1:8000;", f"server {upstream};")
-        (Path(self.folder) / "site.conf").write_text(site)
+        text = replaced(site.read_text(), "listen 80;", f"listen 127.0.0.1:{self.port};")
+        text = replaced(text, "server 127.0.0.1:8000;", f"server {upstream};")
+        for old, new in (changes or {}).items():
+            text = replaced(text, old, new)
+        (Path(self.folder) / "site.conf").write_text(text)
         me = pwd.getpwuid(os.getuid()).pw_name
         user = f"user {me};" if os.getuid() == 0 else ""  # root's workers would change to nobody
         (Path(self.folder) / "nginx.conf").write_text(MAIN.format(user=user, folder=self.folder))
@@ -87,7 +93,7 @@ class Nginx:
         self.close()
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

@@ -7,9 +7,16 @@ The library can neither share a listening socket nor end gently: told to stop, i
 """
 
 import importlib.util
+import socket
 import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 
+from service.callers import Callers
 from service.errors import ConfigurationError
+from service.limits import Limiter
+from service.limits.catalog import Catalog
+from service.settings import Settings
 
 _MODULES = ("grpc", "grpc_health", "grpc_reflection", "envoy.service.ratelimit.v3")
 COMMAND = "pip install 'onequota[grpc]'"
@@ -26,6 +33,32 @@ def check() -> None:
     missing = [name for name in _MODULES if not _exists(name)]
     if missing:
         raise ConfigurationError(f"gRPC (--grpc-port) needs packages that are missing here: {COMMAND}")
+
+
+@asynccontextmanager
+async def serving(
+    listener: socket.socket | None,
+    limiter: Limiter,
+    catalog: Callable[[], Catalog],
+    callers: Callers,
+    settings: Settings,
+) -> AsyncIterator[None]:
+    """gRPC beside the app, until this worker is retired; nothing without a listener."""
+    if listener is None:
+        yield
+        return
+    from service.grpc.ratelimit import NAME, RateLimit  # noqa: PLC0415  (an extra)
+    from service.grpc.server import Server  # noqa: PLC0415
+
+    def identity(peer: str) -> str:
+        address = server.door.address(peer)
+        return limiter.addresses.of({"client": address and (address, 0), "headers": []})
+
+    ratelimit = RateLimit(limiter.engine, catalog, callers, address=identity, max_in_flight=settings.max_in_flight)
+    methods = {"ShouldRateLimit": ratelimit.should_rate_limit}
+    server = Server(listener, {NAME: methods}, header_s=settings.header_timeout_s)
+    async with server:
+        yield
 
 
 def _exists(module: str) -> bool:

@@ -1,4 +1,4 @@
-"""Workers come and go under gRPC clients, and no call fails. Real processes, real signals, no retries."""
+"""Workers come and go under gRPC clients, and no call fails. Real processes, real signals."""
 
 import asyncio
 import signal
@@ -9,15 +9,33 @@ from typing import Any
 import grpc
 import pytest
 from calling import Load, channel
+from envoy.service.ratelimit.v3 import rls_pb2, rls_pb2_grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from running import Running, alive, becomes, onequota
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="POSIX")
 
-SERVE = ("serve", "--port", "0", "--grpc-port", "0", "--workers", "2")
+SERVE = ("serve", "--port", "0", "--grpc-port", "0", "--workers", "2", "--limits", "limits.yaml")
+MOST = 10**9
+REQUEST = rls_pb2.RateLimitRequest(domain="chat")
+REQUEST.descriptors.add().entries.add(key="user", value="alice")
 
 
-async def check(opened: Any) -> int:
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "limits.yaml").write_text(f"domain: chat\ndescriptors:\n  - {{key: user, limits: {MOST}/year}}\n")
+    return tmp_path
+
+
+async def ask(opened: Any) -> int:
+    """Units left."""
+    answer = await rls_pb2_grpc.RateLimitServiceStub(opened).ShouldRateLimit(REQUEST, timeout=20)
+    assert answer.overall_code == rls_pb2.RateLimitResponse.OK
+    return int(answer.statuses[0].limit_remaining)
+
+
+async def look(opened: Any) -> int:
+    """Whether it serves."""
     answer = await health_pb2_grpc.HealthStub(opened).Check(health_pb2.HealthCheckRequest(), timeout=20)
     return int(answer.status)
 
@@ -30,11 +48,12 @@ def count(running: Running, event: str) -> int:
     return running.said().count(event)
 
 
-async def test_workers_and_the_whole_service_are_replaced_and_no_call_fails(tmp_path: Path) -> None:
-    """Twice all workers, once the parent as well: SIGHUP, SIGUSR2, SIGHUP; ten clients that call all the time."""
-    with onequota(tmp_path, *SERVE, variables={"ONEQUOTA_DRAIN_S": "6"}) as running:
+async def test_workers_and_the_whole_service_are_replaced_and_no_call_fails(folder: Path) -> None:
+    """Twice all workers, once the parent as well: SIGHUP, SIGUSR2, SIGHUP; ten clients that call all the time. Each
+    call was charged once."""
+    with onequota(folder, *SERVE, variables={"ONEQUOTA_DRAIN_S": "6"}) as running:
         await wait(lambda: count(running, "worker_serving") == 2)
-        async with Load(running.banner["grpc"], check, clients=10) as load:
+        async with Load(running.banner["grpc"], ask, clients=10) as load:
             for number, sent in enumerate((signal.SIGHUP, signal.SIGUSR2, signal.SIGHUP), start=1):
                 before = load.answered
                 running.process.send_signal(sent)
@@ -42,34 +61,47 @@ async def test_workers_and_the_whole_service_are_replaced_and_no_call_fails(tmp_
                 assert load.answered > before + 100
         assert not load.failed, (load.answered, load.failed)
         assert "grpc_" not in running.said(), running.said()
-
-
-async def test_a_service_that_stops_says_so_to_who_watches_and_ends_calls_first(tmp_path: Path) -> None:
-    with onequota(tmp_path, *SERVE, variables={"ONEQUOTA_DRAIN_S": "6"}) as running:
         async with channel(running.banner["grpc"]) as opened:
-            watch = health_pb2_grpc.HealthStub(opened).Watch(health_pb2.HealthCheckRequest(), timeout=40)
-            assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
-            running.process.send_signal(signal.SIGTERM)
-            assert (await watch.read()).status == health_pb2.HealthCheckResponse.NOT_SERVING
-        assert await asyncio.to_thread(running.process.wait, 20) == 0
+            assert await ask(opened) == MOST - load.answered - 1
 
 
-async def test_a_recycled_worker_does_not_say_that_the_service_is_gone(tmp_path: Path) -> None:
-    """Whoever watches hears of nothing but SERVING, until its connection ends: it has others to go to."""
-    with onequota(tmp_path, *SERVE, "--workers", "1", variables={"ONEQUOTA_DRAIN_S": "6"}) as running:
+async def test_workers_are_recycled_by_what_they_answer_over_grpc(folder: Path) -> None:
+    """--max-requests counts calls, as it counts requests, and no health checks."""
+    with onequota(folder, *SERVE, "--max-requests", "200", variables={"ONEQUOTA_DRAIN_S": "6"}) as running:
+        await wait(lambda: count(running, "worker_serving") == 2)
+        async with Load(running.banner["grpc"], look, clients=4) as load:
+            await wait(lambda: load.answered > 1000)
+        assert not load.failed
+        assert count(running, "worker_retired") == 0
+        async with Load(running.banner["grpc"], ask, clients=8) as load:
+            await wait(lambda: count(running, "worker_ended") >= 2)
+        assert not load.failed, (load.answered, load.failed)
+        assert "reason=recycle" in running.said()
+
+
+async def test_who_watches_hears_of_the_end_of_the_service_and_not_of_a_workers(folder: Path) -> None:
+    """A recycled worker says nothing but SERVING, until its connections end: its clients have others to go to."""
+    serving, not_serving = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
+    with onequota(folder, *SERVE, "--workers", "1", variables={"ONEQUOTA_DRAIN_S": "6"}) as running:
         async with channel(running.banner["grpc"]) as opened:
-            watch = health_pb2_grpc.HealthStub(opened).Watch(health_pb2.HealthCheckRequest(), timeout=40)
-            assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
+            watch = health_pb2_grpc.HealthStub(opened).Watch(health_pb2.HealthCheckRequest(), timeout=60)
+            assert (await watch.read()).status == serving
             running.process.send_signal(signal.SIGHUP)
             with pytest.raises(grpc.aio.AioRpcError):
                 raise AssertionError(await watch.read())
-
-
-async def test_what_a_killed_service_leaves_behind_does_not_hold_its_ports(tmp_path: Path) -> None:
-    """kill -9 of the parent: workers drain and end, with gRPC as without."""
-    with onequota(tmp_path, *SERVE, variables={"ONEQUOTA_DRAIN_S": "1"}) as running:
         async with channel(running.banner["grpc"]) as opened:
-            assert await check(opened) == 1
+            watch = health_pb2_grpc.HealthStub(opened).Watch(health_pb2.HealthCheckRequest(), timeout=60)
+            assert (await watch.read()).status == serving
+            running.process.send_signal(signal.SIGTERM)
+            assert (await watch.read()).status == not_serving
+        assert await asyncio.to_thread(running.process.wait, 20) == 0
+
+
+async def test_what_a_killed_service_leaves_behind_does_not_hold_its_ports(folder: Path) -> None:
+    """kill -9 of the parent: workers drain and end, with gRPC as without."""
+    with onequota(folder, *SERVE, variables={"ONEQUOTA_DRAIN_S": "1"}) as running:
+        async with channel(running.banner["grpc"]) as opened:
+            assert await look(opened) == 1
             workers = [
                 int(line.split("worker=")[1].split()[0]) for line in running.said().splitlines() if "worker=" in line
             ]

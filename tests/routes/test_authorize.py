@@ -303,17 +303,21 @@ def test_another_spelling_of_a_path_is_no_other_quota(made: Made, path: str) -> 
     assert gateway.ask("domain=site", path=path).status_code == 429
 
 
-def test_nginx_is_told_403_and_all_else_that_is_no_verdict_is_5xx(made: Made) -> None:
+def test_nginx_is_told_403_only_where_the_client_is_refused(made: Made) -> None:
     gateway = made(f"gateway:{SECRET}:site")
     bearer = {"authorization": f"Bearer {SECRET}"}
     statuses = [gateway.ask("domain=site&refuse=403", headers=bearer).status_code for _ in range(4)]
     assert statuses == [200, 200, 200, 403]
     refused = gateway.ask("domain=site&refuse=403", headers=bearer)
-    assert (refused.headers["retry-after"], refused.json()["status"]) == ("3585", 429)
-    assert gateway.ask("domain=keys&refuse=403", headers=bearer).status_code == 500
-    assert gateway.ask("domain=site&refuse=403").status_code == 500
+    assert (refused.headers["retry-after"], refused.headers["ratelimit"]) == ("3585", '"3/hour";r=0;t=3585')
+    assert (refused.content, refused.headers["content-length"]) == (b"", "0")
+    assert gateway.ask("domain=keys&refuse=403", headers=bearer).status_code == 400
     assert gateway.ask("domain=keys", headers=bearer).status_code == 403
-    assert gateway.ask("domain=site").status_code == 401
+
+
+def test_strangers_are_told_that_they_are_before_anything_else(made: Made) -> None:
+    gateway = made(f"gateway:{SECRET}:site")
+    assert [gateway.ask(query).status_code for query in ("domain=", "domain=site&refuse=403")] == [401, 401]
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH"])

@@ -30,11 +30,12 @@ OPENAPI: dict[str, Any] = {
     ],
     "responses": {
         "200": {"description": "It may; RateLimit and RateLimit-Policy tell what is left"},
+        "400": {"description": "With `refuse=403`: the gateway's key may not ask this domain", **_PROBLEM},
         "401": {"description": "The gateway bears no API key that is known here", **_PROBLEM},
         "403": {"description": "With `refuse=403`: as 429; else the gateway's key may not ask this domain", **_PROBLEM},
         "422": {"description": "A parameter is wrong, or headers disagree", **_PROBLEM},
         "429": {"description": "It may not; Retry-After says when it may", **_PROBLEM},
-        "500": {"description": "With `refuse=403`: what would be 401 or 403", **_PROBLEM},
+        "500": {"description": "A limit by api_key, and no secret to make digests with", **_PROBLEM},
         "503": {"description": "Redis is away", **_PROBLEM},
     },
 }

@@ -68,25 +68,24 @@ class Authorize:
         self._told_s = -_TOLD_EVERY_S
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        refuse = 429
         try:
-            query = read(scope["query_string"])
-            refuse = query.refuse
-            response = await self._answer(scope, query)
+            response = await self._answer(scope)
         except Answered as other:
             response = other.response
-            if refuse == 403 and response.status_code in (401, 403):  # to the gateway that means: the client is refused
-                response.status_code = 500
         except (InvalidInput, StoreUnavailable) as error:
             response = fault(error)
         await response(scope, receive, send)
 
-    async def _answer(self, scope: Scope, query: Query) -> Response:
+    async def _answer(self, scope: Scope) -> Response:
         caller = self._callers.of(scope["headers"])
         if caller is None:
-            raise Answered(await self._callers.unknown(scope))
+            return await self._callers.unknown(scope)
+        query = read(scope["query_string"])
         if not caller.may(query.domain):
-            raise Answered(forbidden(caller, query.domain))
+            response = forbidden(caller, query.domain)
+            if query.refuse == 403:  # that would say that the client is refused
+                response.status_code = 400
+            return response
         catalog = self._catalog()
         found = values.of(scope, self._limiter.addresses, self._digest if self._is_the_clients(scope) else None)
         asked = self._asked(catalog, query, found)
@@ -162,6 +161,11 @@ def _passed(headers: list[tuple[bytes, bytes]]) -> Response:
 
 
 def _refused(verdict: Verdict, headers: list[tuple[bytes, bytes]], status: int) -> Response:
+    wait = (b"retry-after", b"%d" % (verdict.retry_after or 1))
+    if status == 403:  # nginx does not read a body, and would close the connection over it
+        response = Response(None, status, {"cache-control": "no-store"})
+        response.raw_headers += [*headers, wait]
+        return response
     names = ", ".join(verdict.exceeded)
     response = problem_response(
         429,
@@ -172,6 +176,5 @@ def _refused(verdict: Verdict, headers: list[tuple[bytes, bytes]], status: int) 
             **({"degraded": True} if verdict.degraded else {}),
         },
     )
-    response.status_code = status
-    response.raw_headers += [*headers, (b"retry-after", b"%d" % (verdict.retry_after or 1))]
+    response.raw_headers += [*headers, wait]
     return response
