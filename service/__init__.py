@@ -53,6 +53,7 @@ validation, before dependencies.
       limit.py    · a limit, valid by construction; the notation
       headers.py  · decision → header pairs
       allowance.py  limits by address on our own routes, charged in advance
+      asks.py     · asks as they travel to a service that keeps another process's counters
       token.py    · idempotency tokens: what is asked again is answered again, and charged once
       keys.py     · the only speller of Redis keys
       policy.py     (domain, descriptors) → which limits, asked how; the verdict

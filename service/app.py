@@ -18,7 +18,7 @@ from service.limits import Limiter, identity
 from service.limits.catalog import Catalog, Kept, Live, Still
 from service.limits.passage import problem_response
 from service.listener import for_grpc
-from service.routes import authorize, check, envoy, health
+from service.routes import asks, authorize, check, envoy, health
 from service.routes.raw import HotApp
 from service.settings import Settings
 
@@ -75,10 +75,13 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.add_middleware(limiter.middleware)
     app.include_router(health.router(limiter, supabase, live))
     secret = settings.identity_secret.get_secret_value() if settings.identity_secret else None
+    keeping = asks.Asks(limiter, callers)
     app.hot = {
         "/v1/check": check.Check(limiter, settings, callers, live),
         "/v1/authorize": authorize.Authorize(limiter, catalog, callers, secret),
         "/json": envoy.Envoy(limiter.engine, catalog, callers),
+        "/v1/asks": keeping,
+        "/v1/asks/forget": keeping,
     }
     describe = app.openapi
 

@@ -97,10 +97,11 @@ class Carriage:
         sent = not isinstance(error, _NEVER_SENT)
         where = self.address.url
         if isinstance(error, httpx.TimeoutException):
-            return Unanswered(f"{where} did not answer within {self.deadline_s:g} s", sent=sent, again=False)
+            words = f"{where} did not answer within {self.deadline_s:g} s"
+            return Unanswered(words, sent=sent, again=False, reason="timeout")
         reason = str(error) or type(error).__name__
         words = f"the connection to {where} broke: {reason}" if sent else f"{where} cannot be reached: {reason}"
-        return Unanswered(words, sent=sent, again=True)
+        return Unanswered(words, sent=sent, again=True, reason="connection")
 
     def late(self) -> Unanswered:
         """The deadline came."""

@@ -30,12 +30,22 @@ class Unanswered(ServiceUnavailable):
     Attributes:
         sent: The service may have done what was asked.
         again: Another attempt may do better.
+        reason: Why, in a word, for logs: timeout, connection, refused, or what the service says of its Redis.
     """
 
-    def __init__(self, message: str, *, sent: bool, again: bool, retry_after_s: float | None = None) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        sent: bool,
+        again: bool,
+        retry_after_s: float | None = None,
+        reason: str = "refused",
+    ) -> None:
         super().__init__(message, retry_after_s=retry_after_s)
         self.sent = sent
         self.again = again
+        self.reason = reason
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,7 +125,10 @@ def _fault(name: str, status: int, said: Any, headers: Mapping[str, str]) -> One
     if status in _AWAY:
         detail = f"{name} was answered {status}" + (f": {problem['detail']}" if problem else "")
         after_s = _seconds(headers.get("retry-after", ""))
-        return Unanswered(detail, sent=status != _TOO_OFTEN, again=True, retry_after_s=after_s)
+        more = problem or {}
+        sent = status != _TOO_OFTEN and more.get("maybe_done") is not False
+        reason = str(more.get("reason") or "refused")
+        return Unanswered(detail, sent=sent, again=True, retry_after_s=after_s, reason=reason)
     if problem is not None and status in (401, 403):
         return AccessDenied(problem["detail"])
     if problem is not None and status in _WRONG:

@@ -6,6 +6,9 @@
     │   └ the identity: who asks; the braces put all limits of one identity into one Cluster slot
     └ the prefix, default "oq"
 
+What another process keeps through the service has a digest for a prefix, of who keeps it and of the prefix it had
+(`within`): whatever that process asks for, it meets no counter but its own.
+
 A record of an idempotency token (oq:{orders}:8e03978e:once) has its owner between the braces, the token as scope, and a
 word where a counter has its limit, which begins with a digit. In a Cluster the owner's slot and those of the counters
 may differ: there each of these has a record of its part beside it (oq:{alice}:~…:once).
@@ -28,6 +31,11 @@ CROWD = b"^"
 _PLAIN_PREFIX = re.compile(r"[A-Za-z0-9._-]{1,12}")
 _PLAIN_IDENTITY = re.compile(r"[A-Za-z0-9._@:/-]{1,36}")
 _PLAIN_SCOPE = re.compile(r"[A-Za-z0-9._/-]{1,24}")
+_SHORT = r"~[A-Za-z0-9_-]{22}"
+_WHOLE = re.compile(
+    rf"({_PLAIN_PREFIX.pattern}|{_SHORT}):\{{({_PLAIN_IDENTITY.pattern}|{_SHORT})\}}"
+    rf":({_PLAIN_SCOPE.pattern}|{_SHORT}):([a-z0-9/@]{{1,40}})"
+)
 
 
 @lru_cache(maxsize=8192)
@@ -55,6 +63,28 @@ def spell(prefix: str, identity: str, scope: str, limit: str) -> bytes:
 def once(prefix: str, owner: str, token: str) -> bytes:
     """The record of an idempotency token. Owners do not meet: the same token of another one is another."""
     return spell(prefix, owner, token, "once")
+
+
+def within(space: str, key: str) -> tuple[bytes, str]:
+    """A key that `spell` made elsewhere, in a space of its own, and the limit it ends with.
+
+    Raises:
+        ValueError: `spell` makes no such key.
+    """
+    match = _WHOLE.fullmatch(key)
+    if match is None:
+        raise ValueError(f"{key[:LONGEST]!r} is no key")
+    prefix, who_, scope, limit = match.groups()
+    return f"{_part(_within(space, prefix), _PLAIN_PREFIX)}:{{{who_}}}:{scope}:{limit}".encode(), limit
+
+
+def prefix_within(space: str, prefix: str) -> str:
+    """The prefix of the keys that `within` makes of keys with this prefix."""
+    return _within(space, _part(prefix or "oq", _PLAIN_PREFIX))
+
+
+def _within(space: str, prefix: str) -> str:
+    return f"{space}\0{prefix}"  # no plain prefix: it is always a digest
 
 
 def probe(key: bytes) -> bytes:

@@ -35,6 +35,7 @@ MOST_LIMITS = 32
 """Limits one string may hold: they are decided in one script call, which must stay short."""
 
 _PART = re.compile(r"(\d+)\s*(?:/|\bper\b)\s*(\d+)?\s*([A-Za-z]+)")
+_SPELT = re.compile(r"(\d{1,10})/(\d{1,10})s(?:/b(\d{1,10}))?(?:(/a)|/@(\d{1,12}))?/([a-z]+)")
 _SEPARATOR = re.compile(r"[;,|]")
 
 
@@ -136,6 +137,24 @@ class Limit:
         aligned = "/a" if self.aligned else "" if self.since_s is None else f"/@{self.since_s}"
         short = KNOWN[self.algorithm].short
         return f"{self.amount}/{self.window_s}s{burst}{aligned}/{short}"
+
+    @classmethod
+    def spelt(cls, text: str, *, on_outage: OnOutage | None = None) -> Self:
+        """The limit whose `spelling` this is. Raises InvalidLimit."""
+        match = _SPELT.fullmatch(text)
+        algorithm = next((name for name, one in KNOWN.items() if match is not None and one.short == match[6]), None)
+        if match is None or algorithm is None:
+            raise InvalidLimit(f"{text[:60]!r} spells no limit")
+        amount, window_s, burst, aligned, since_s, _ = match.groups()
+        return cls(
+            amount=int(amount),
+            window_s=int(window_s),
+            algorithm=algorithm,
+            burst=None if burst is None else int(burst),
+            aligned=aligned is not None,
+            since_s=None if since_s is None else int(since_s),
+            on_outage=on_outage,
+        )
 
     @classmethod
     def parse(

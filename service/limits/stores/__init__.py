@@ -5,6 +5,7 @@
 | `redis://` `rediss://` `unix://` (also `valkey://` `valkeys://` `redis+unix://`) | a real server |
 | `redis+sentinel://` `rediss+sentinel://` (also with `valkey`) | the primary that Sentinels name |
 | `redis+cluster://` `rediss+cluster://` (also with `valkey`) | all servers of a Cluster |
+| `http://` `https://` | a onequota service, which keeps them |
 | `memory://` | this process only: the twins; refused when several workers share the app |
 | `fakeredis://` | this process only: the script on fakeredis; the embedded Redis of last resort |
 """
@@ -28,7 +29,7 @@ def opener(url: str, options: dict[str, Any] | None = None, timeout_s: float = 1
 
     Args:
         url: By the schemes above.
-        options: More arguments for redis-py's client.
+        options: More arguments for redis-py's client; for a service `api_key` and `verify`.
         timeout_s: Seconds one command may take, where no other deadline holds.
 
     Raises:
@@ -38,6 +39,10 @@ def opener(url: str, options: dict[str, Any] | None = None, timeout_s: float = 1
     if scheme in ("memory", "async+memory"):
         memory = MemoryStore()
         return lambda: memory
+    if scheme in ("http", "https"):
+        from service.limits.stores.http import HttpOpener  # noqa: PLC0415  its client is of no use to others
+
+        return HttpOpener(url, options or {}, timeout_s)
     try:
         url = parse_redis_url(url)
     except ValueError as error:

@@ -1,0 +1,188 @@
+"""Asks as they travel to a service that keeps the counters of another process, and its answers. Pure.
+
+    {"asks": [{"kind": "charge", "charges": [["oq:{alice}:api.chat:10/60s/fixed", 1]]}, ...]}
+    {"at_us": 1764005525000000, "answers": [[9, 60000000, 0, 60000000], ...]}
+
+A key says all of a limit that counts (`Limit.spelling`). Beside `kind` and `charges` an ask may have `at_us`, a `token`
+({"key", "fingerprint", "keep_s"}) and a `lease`. An answer has the integers that a store has for the ask.
+"""
+
+import re
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Annotated, Any, Literal, NotRequired
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
+from typing_extensions import TypedDict  # pydantic wants this one before Python 3.12
+
+from service.errors import InvalidInput, InvalidLimit
+from service.limits import keys
+from service.limits.decision import (
+    CHARGE,
+    CONFLICT,
+    DEBIT,
+    DONE,
+    GIVE_BACK,
+    LOOK,
+    RENEW,
+    REPLAYED,
+    Ask,
+    Charge,
+    Decision,
+    LeaseAsk,
+    Token,
+    TokenAsk,
+)
+from service.limits.lane import MOST_CHARGES
+from service.limits.limit import LARGEST_AMOUNT, Limit
+
+_KINDS = {"charge": CHARGE, "look": LOOK, "give_back": GIVE_BACK, "debit": DEBIT, "renew": RENEW}
+_NAMES = {number: name for name, number in _KINDS.items()}
+_STRICT = ConfigDict(strict=True, extra="forbid")
+_LEASE = re.compile(r"(\d{1,15}) (\d{1,15}) (\d{1,15})")
+_LEASE_BITS = 48
+_LONGEST_KEPT_S = 30 * 86_400
+
+
+@with_config(_STRICT)
+class _Token(TypedDict):
+    key: Annotated[str, Field(max_length=keys.LONGEST)]
+    fingerprint: Annotated[str, Field(pattern="^[0-9a-f]{32}$")]
+    keep_s: Annotated[int, Field(ge=1, le=_LONGEST_KEPT_S)]
+
+
+@with_config(_STRICT)
+class _Ask(TypedDict):
+    kind: Literal["charge", "look", "give_back", "debit", "renew"]
+    charges: Annotated[
+        list[Annotated[tuple[str, int], Field(description="A key, and units.")]], Field(max_length=MOST_CHARGES)
+    ]
+    at_us: NotRequired[Annotated[int, Field(ge=0, lt=1 << 53)]]
+    token: NotRequired[_Token]
+    lease: NotRequired[Annotated[str, Field(max_length=47)]]
+
+
+@with_config(_STRICT)
+class _Asks(TypedDict):
+    asks: Annotated[list[_Ask], Field(min_length=1, max_length=MOST_CHARGES)]
+
+
+ASKS: TypeAdapter[Any] = TypeAdapter(_Asks)
+
+
+def document(asks: Sequence[Ask]) -> dict[str, Any]:
+    """Asks as they travel."""
+    return {"asks": [_sent(ask) for ask in asks]}
+
+
+def _sent(ask: Ask) -> dict[str, Any]:
+    said: dict[str, Any] = {
+        "kind": _NAMES[ask.kind],
+        "charges": [[charge.key.decode(), charge.cost] for charge in ask.charges],
+    }
+    if ask.at_us:
+        said["at_us"] = ask.at_us
+    if isinstance(ask, TokenAsk):
+        key, fingerprint, keep_s = ask.token
+        said["token"] = {"key": key.decode(), "fingerprint": fingerprint.hex(), "keep_s": keep_s}
+    if ask.lease is not None:
+        said["lease"] = ask.lease
+    return said
+
+
+def read(body: bytes | str, space: str) -> list[Ask]:
+    """Asks that came as JSON, about counters in a space of their own; nobody but the store decides them.
+
+    Raises:
+        InvalidInput: A value is wrong: names the field, `asks[3].charges[0]`.
+    """
+    try:
+        found = ASKS.validate_json(body)
+    except ValidationError as error:
+        detail = error.errors(include_url=False)[0]
+        field = ""
+        for part in detail["loc"]:
+            field += f"[{part}]" if isinstance(part, int) else f".{part}" if field else part
+        raise InvalidInput(field or "body", detail["msg"]) from None
+    if sum(len(one["charges"]) for one in found["asks"]) > MOST_CHARGES:
+        raise InvalidInput("asks", f"more than {MOST_CHARGES} charges at once")
+    return [_read(one, space, f"asks[{index}]") for index, one in enumerate(found["asks"])]
+
+
+def _read(said: Any, space: str, at: str) -> Ask:
+    kind = _KINDS[said["kind"]]
+    charges = [
+        _charge(key, cost, kind, space, f"{at}.charges[{index}]") for index, (key, cost) in enumerate(said["charges"])
+    ]
+    if len({charge.key for charge in charges}) < len(charges):
+        raise InvalidInput(f"{at}.charges", "a key twice")
+    lease = said.get("lease")
+    if lease is not None and not _is_lease(lease):
+        raise InvalidInput(f"{at}.lease", "is none")
+    at_us = said.get("at_us", 0)
+    if "token" in said:
+        return TokenAsk(charges, _token(said["token"], space, f"{at}.token"), kind, at_us, lease)
+    if not charges:
+        raise InvalidInput(f"{at}.charges", "none; only with a token there may be none")
+    return Ask(charges, kind, at_us) if lease is None else LeaseAsk(charges, lease, kind)
+
+
+def _charge(key: str, cost: int, kind: int, space: str, at: str) -> Charge:
+    try:
+        whole, spelling = keys.within(space, key)
+        limit = _limit(spelling)
+    except (ValueError, InvalidLimit):
+        raise InvalidInput(at, "no key of a counter") from None
+    most = LARGEST_AMOUNT if kind == DEBIT else limit.capacity
+    if not 0 <= cost <= most:
+        raise InvalidInput(at, f"{cost} units; {most} is the most")
+    return Charge(limit, whole, cost)
+
+
+@lru_cache(maxsize=4096)
+def _limit(spelling: str) -> Limit:
+    return Limit.spelt(spelling, on_outage="deny")
+
+
+def _token(said: Any, space: str, at: str) -> Token:
+    try:
+        key, word = keys.within(space, said["key"])
+        if word != "once":
+            raise ValueError
+    except ValueError:
+        raise InvalidInput(f"{at}.key", "no key of a token") from None
+    return Token(key, bytes.fromhex(said["fingerprint"]), said["keep_s"])
+
+
+def _is_lease(text: str) -> bool:
+    match = _LEASE.fullmatch(text)
+    return match is not None and all(int(number) < 1 << _LEASE_BITS for number in match.groups())
+
+
+def answers(asks: Sequence[Ask], decisions: Sequence[Decision | None]) -> dict[str, Any]:
+    """Decisions as they travel back; None = the ask's token came with other content before.
+
+    They may have been made in several calls: `at_us` is the first one's, so that whoever gives back what was charged
+    around the end of a window never gives back to the next one.
+    """
+    at_us = min((found.at_us for found in decisions if found is not None and not found.replayed), default=0)
+    return {"at_us": at_us, "answers": [_numbers(*pair) for pair in zip(asks, decisions, strict=True)]}
+
+
+def _numbers(ask: Ask, decision: Decision | None) -> list[int]:
+    if decision is None:
+        return [CONFLICT, 0, *[0] * (ask.width - 2)]
+    numbers = [REPLAYED if decision.replayed else DONE, decision.at_us] if isinstance(ask, TokenAsk) else []
+    for _, _, *standing in decision.standings:
+        numbers += standing
+    return numbers
+
+
+def numbers(asks: Sequence[Ask], said: Any) -> list[int]:
+    """What came back, as `Store.decide` answers it. Raises ValueError where it is no answer to these asks."""
+    found = [int(said["at_us"])]
+    for ask, answer in zip(asks, said["answers"], strict=True):
+        if len(answer) != ask.width:
+            raise ValueError("an answer of another length")
+        found += map(int, answer)
+    return found
