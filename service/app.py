@@ -82,6 +82,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         "/json": envoy.Envoy(limiter.engine, catalog, callers),
         "/v1/asks": keeping,
         "/v1/asks/forget": keeping,
+        "/v1/asks/board": keeping,
     }
     describe = app.openapi
 

@@ -99,11 +99,7 @@ def read(body: bytes | str, space: str) -> list[Ask]:
     try:
         found = ASKS.validate_json(body)
     except ValidationError as error:
-        detail = error.errors(include_url=False)[0]
-        field = ""
-        for part in detail["loc"]:
-            field += f"[{part}]" if isinstance(part, int) else f".{part}" if field else part
-        raise InvalidInput(field or "body", detail["msg"]) from None
+        raise _wrong(error) from None
     if sum(len(one["charges"]) for one in found["asks"]) > MOST_CHARGES:
         raise InvalidInput("asks", f"more than {MOST_CHARGES} charges at once")
     return [_read(one, space, f"asks[{index}]") for index, one in enumerate(found["asks"])]
@@ -137,6 +133,58 @@ def _charge(key: str, cost: int, kind: int, space: str, at: str) -> Charge:
     if not 0 <= cost <= most:
         raise InvalidInput(at, f"{cost} units; {most} is the most")
     return Charge(limit, whole, cost)
+
+
+@with_config(_STRICT)
+class _Look(TypedDict):
+    board: Annotated[str, Field(max_length=keys.LONGEST)]
+    after: Annotated[str, Field(pattern=r"^(-|\(\d{1,20}-\d{1,20})$")]
+    message: Annotated[str, Field(max_length=8192, pattern="^([0-9a-f]{2})*$", description="Its bytes; empty = none.")]
+    keep_ms: Annotated[int, Field(ge=1, le=400 * 86_400_000)]
+    most: Annotated[int, Field(ge=1, le=10_000)]
+
+
+LOOK_AT: TypeAdapter[Any] = TypeAdapter(_Look)
+
+Look = tuple[bytes, bytes, bytes, int, int]
+"""The arguments of `Keeper.board`."""
+
+
+def look(key: bytes, after: bytes, message: bytes, keep_ms: int, most: int) -> dict[str, Any]:
+    """A look at a board as it travels."""
+    said = {"board": key.decode(), "after": after.decode(), "message": message.hex()}
+    return {**said, "keep_ms": keep_ms, "most": most}
+
+
+def read_look(body: bytes | str, space: str) -> Look:
+    """A look that came as JSON, at a board in a space of its own. Raises InvalidInput."""
+    try:
+        said = LOOK_AT.validate_json(body)
+        key = keys.board_within(space, said["board"])
+    except ValidationError as error:
+        raise _wrong(error) from None
+    except ValueError:
+        raise InvalidInput("board", "no key of a board") from None
+    return key, said["after"].encode(), bytes.fromhex(said["message"]), said["keep_ms"], said["most"]
+
+
+def seen(at_us: int, messages: Sequence[tuple[bytes, bytes]]) -> dict[str, Any]:
+    """What stood on a board, as it travels back."""
+    return {"at_us": at_us, "messages": [[id_.decode(), message.hex()] for id_, message in messages]}
+
+
+def read_seen(said: Any) -> tuple[int, list[tuple[bytes, bytes]]]:
+    """What came back of it. Raises ValueError, KeyError, TypeError where it is no answer."""
+    return int(said["at_us"]), [(id_.encode(), bytes.fromhex(message)) for id_, message in said["messages"]]
+
+
+def _wrong(error: ValidationError) -> InvalidInput:
+    """pydantic's first complaint, with the field spelled `asks[3].charges[0]`."""
+    detail = error.errors(include_url=False)[0]
+    field = ""
+    for part in detail["loc"]:
+        field += f"[{part}]" if isinstance(part, int) else f".{part}" if field else part
+    return InvalidInput(field or "body", detail["msg"])
 
 
 @lru_cache(maxsize=4096)

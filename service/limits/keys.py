@@ -37,6 +37,8 @@ _WHOLE = re.compile(
     rf":({_PLAIN_SCOPE.pattern}|{_SHORT}):([a-z0-9/@]{{1,40}})"
 )
 
+_BOARD = re.compile(rf"({_PLAIN_PREFIX.pattern}|{_SHORT}):board:({_PLAIN_SCOPE.pattern}|{_SHORT})")
+
 
 @lru_cache(maxsize=8192)
 def who(identity: str) -> bytes:
@@ -76,6 +78,14 @@ def within(space: str, key: str) -> tuple[bytes, str]:
         raise ValueError(f"{key[:LONGEST]!r} is no key")
     prefix, who_, scope, limit = match.groups()
     return f"{_part(_within(space, prefix), _PLAIN_PREFIX)}:{{{who_}}}:{scope}:{limit}".encode(), limit
+
+
+def board_within(space: str, key: str) -> bytes:
+    """A board of another process, in a space of its own. Raises ValueError if `board` makes no such key."""
+    match = _BOARD.fullmatch(key)
+    if match is None:
+        raise ValueError(f"{key[:LONGEST]!r} is no board")
+    return f"{_part(_within(space, match[1]), _PLAIN_PREFIX)}:board:{match[2]}".encode()
 
 
 def prefix_within(space: str, prefix: str) -> str:

@@ -2,7 +2,8 @@
 
 What it asks for is decided as it stands, and by nobody but the store: while that is away the answer is 503, and the
 limiter decides for itself. Its counters are in a space of their own: this caller's, or that of all who share an @inline
-scope; nothing of the service's own is in it. `POST /v1/asks/forget` drops counters.
+scope; nothing of the service's own is in it. `POST /v1/asks/forget` drops counters, `POST /v1/asks/board` is
+how its processes tell each other of bans.
 """
 
 import asyncio
@@ -35,7 +36,7 @@ FORGET: TypeAdapter[Any] = TypeAdapter(Forget)
 
 
 class Asks:
-    """Both routes.
+    """All three routes.
 
     Args:
         limiter: Whose engine decides.
@@ -45,6 +46,7 @@ class Asks:
     def __init__(self, limiter: Limiter, callers: Callers) -> None:
         self._limiter = limiter
         self._callers = callers
+        self._does = {"asks": self._decide, "forget": self._forget, "board": self._board}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -56,8 +58,7 @@ class Asks:
                 raise Answered(forbidden(caller, None))
             check_json(next((value for name, value in scope["headers"] if name == b"content-type"), None))
             body = await body_of(receive, LARGEST_BODY_BYTES)
-            forget = scope["path"].endswith("/forget")
-            said = await (self._forget(body, caller) if forget else self._decide(body, caller))
+            said = await self._does[scope["path"].rpartition("/")[2]](body, caller)
         except Answered as other:
             await other.response(scope, receive, send)
         except InvalidInput as error:
@@ -83,7 +84,15 @@ class Asks:
             raise failed[0]
         return asks.answers(found, [_decision(one) for one in waiting])
 
-    async def _forget(self, body: bytes, caller: Caller) -> dict[str, int]:
+    async def _board(self, body: bytes, caller: Caller) -> dict[str, Any]:
+        try:
+            look = asks.read_look(body, _space(caller))
+        except InvalidInput:
+            json_of(body)  # malformed is 400
+            raise
+        return asks.seen(*await self._limiter.engine.board(*look))
+
+    async def _forget(self, body: bytes, caller: Caller) -> dict[str, Any]:
         try:
             wanted = FORGET.validate_python(json_of(body))
         except ValidationError as error:

@@ -228,6 +228,32 @@ def test_whatever_comes_is_read_or_refused(said):
         assert asks.read(json.dumps(said), "team")
 
 
+LOOK_AT = {"board": "oq:board:bans", "after": "-", "message": "", "keep_ms": 1, "most": 1}
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"board": "oq:{alice}:c.:10/60s/fixed"}, "board"),
+        ({"board": "oq:board:a:b"}, "board"),
+        ({"after": "+"}, "after"),
+        ({"after": "(1-1) -"}, "after"),
+        ({"message": "0"}, "message"),
+        ({"message": "00" * 5000}, "message"),
+        ({"keep_ms": 0}, "keep_ms"),
+        ({"most": 10_001}, "most"),
+        ({"more": 1}, "more"),
+    ],
+)
+def test_a_look_at_a_board_is_read_or_refused(changes, field):
+    key, *rest = asks.read_look(json.dumps(LOOK_AT), "team")
+    assert rest == [b"-", b"", 1, 1]
+    assert key.startswith(b"~") and key.endswith(b":board:bans")
+    with pytest.raises(InvalidInput) as caught:
+        asks.read_look(json.dumps(LOOK_AT | changes), "team")
+    assert caught.value.field == field
+
+
 @given(limits())
 def test_a_limits_spelling_says_all_that_counts(limit):
     again = Limit.spelt(limit.spelling)

@@ -43,6 +43,12 @@ class HttpStore:
         wanted = {"prefix": prefix or "", "identity": identity}
         return await self._call(Call(path="/v1/asks/forget", document=wanted, read=lambda said: int(said["forgotten"])))
 
+    async def board(
+        self, key: bytes, after: bytes, message: bytes, keep_ms: int, most: int
+    ) -> tuple[int, list[tuple[bytes, bytes]]]:
+        look = travelling.look(key, after, message, keep_ms, most)
+        return await self._call(Call(path="/v1/asks/board", document=look, read=travelling.read_seen))
+
     async def _call(self, call: Call[T]) -> T:
         try:
             response = await self._http.request(**request(call, self._carriage.deadline_s))

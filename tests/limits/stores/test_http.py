@@ -12,7 +12,7 @@ from starlette.testclient import TestClient
 
 from service.client import Client
 from service.errors import ConfigurationError, InvalidInput, StoreUnavailable
-from service.limits import Limiter
+from service.limits import Limiter, keys
 from service.limits.decision import DEBIT, GIVE_BACK, Ask, Charge
 from service.limits.limit import Limit
 from service.limits.stores import opener
@@ -154,6 +154,20 @@ async def test_an_identity_or_all_are_forgotten_and_nobody_elses(keeper):
     ]
     assert left == [2, 1, 1]
     for limiter in (one, shop, other):
+        await limiter.aclose()
+
+
+async def test_its_processes_tell_each_other_and_nobody_else(keeper):
+    one, two, other = keeper(ONE), keeper(ONE), keeper(OTHER)
+    key = keys.board("", "bans")
+    _, [(first, message)] = await one.engine.board(key, b"-", b"alice\0\xff", 60_000, 10)
+    assert message == b"alice\0\xff"
+    await one.engine.board(key, b"-", b"bob", 60_000, 10)
+    now_us, found = await two.engine.board(key, b"(" + first, b"", 60_000, 10)
+    assert [message for _, message in found] == [b"bob"]
+    assert now_us > 10**15
+    assert (await other.engine.board(key, b"-", b"", 60_000, 10))[1] == []
+    for limiter in (one, two, other):
         await limiter.aclose()
 
 
