@@ -3,7 +3,7 @@
 To add a row, or a scenario to one: a function of a `Size` that answers a `Finding`, and its place here.
 """
 
-from bench.trust import callers, counts, input, keys, slow
+from bench.trust import callers, counts, floods, input, keys, slow
 from bench.trust.finding import Row
 from bench.trust.proven import Proof
 
@@ -70,6 +70,26 @@ ROWS: tuple[Row, ...] = (
                 least=20,
             ),
         ),
+    ),
+    Row(
+        key="spoofed",
+        fault="X-Forwarded-For games, duplicate headers, an IPv6 /64 sweep, ::ffff:, //, %2F, trailing slash, HEAD, "
+        "method override, host dot; forged tokens and keys",
+        promise="no extra admission; nobody else's quota touched",
+        scenarios=(
+            Proof(
+                tests=("tests/limits/identity", "tests/limits/test_hostile_requests.py"),
+                how="Tables of hostile headers, tokens and keys, each with who is charged; hostile requests, byte by "
+                "byte, through a real server and the whole gate.",
+                least=1_900,
+            ),
+        ),
+    ),
+    Row(
+        key="strangers",
+        fault="5 million different identities against a Redis of 64 MB",
+        promise="known accounts stay exact; the memory of a worker is flat; the counters of strangers are capped",
+        scenarios=(floods.strangers,),
     ),
     Row(
         key="slow",

@@ -7,6 +7,7 @@ import pytest
 from driving import Clock, Wire, gated, limiter_of
 from fastapi import FastAPI
 
+from bench.trust.floods import flood
 from service.errors import ConfigurationError
 from service.limits import Limiter, Newcomers, identity, keys
 from service.limits.access.newcomers import _network_of, _Remembered
@@ -197,6 +198,14 @@ async def test_refusals_of_a_crowd_ban_nobody():
 def test_what_cannot_be_meant_is_refused(values):
     with pytest.raises(ConfigurationError, match=r"^newcomers"):
         Newcomers(**values)
+
+
+def test_without_a_bound_the_flood_that_the_table_of_trust_measures_fills_redis():
+    """So that row cannot hold by itself: strangers and known accounts alike are told 503."""
+    told, _, _, evicted = flood(8_000, None, memory=2**19)
+    assert sum(one.strangers[503] for one in told) > 1000
+    assert sum(one.failed for one in told) > 0
+    assert evicted == 0
 
 
 def test_the_environment_may_say_how_many(monkeypatch):
