@@ -92,6 +92,19 @@ ROWS: tuple[Row, ...] = (
         scenarios=(floods.strangers,),
     ),
     Row(
+        key="secrets",
+        fault="Secrets everywhere, a CRLF in any input",
+        promise="never in logs, answers, Redis keys or tracebacks; a line of the log stays one",
+        scenarios=(
+            Proof(
+                tests=("tests/test_secrets.py", "tests/test_logs.py"),
+                how="An app on `onequota run` and the service, over a Redis with a password, logging all they can, are "
+                "asked well, badly and so that they fail.",
+                least=30,
+            ),
+        ),
+    ),
+    Row(
         key="slow",
         fault="Slowloris, and bodies of 100 MB",
         promise="the others' p99 at most doubles; the memory of a worker is bounded",
