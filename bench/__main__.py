@@ -158,7 +158,10 @@ def _soak(
 def _trust(
     *,
     row: Annotated[list[str] | None, typer.Option(help="Repeatable; default: every row.")] = None,
-    full: Annotated[bool, typer.Option("--full", help="Full counts and times, and docs/trust.md is written.")] = False,
+    full: Annotated[
+        bool,
+        typer.Option("--full", help="Full counts and times; docs/trust.md is written, with --row those rows of it."),
+    ] = False,
     patience: Annotated[float, typer.Option(min=1, help="Times longer than promised is fine: a shared machine.")] = 1,
     write: Annotated[Path | None, typer.Option(help="Write the page there.", show_default=False)] = None,
     as_json: Json = False,
@@ -171,10 +174,12 @@ def _trust(
     rows = [known[key] for key in row] if row else list(trust.ROWS)
     with _told():
         results = trust.measure(rows, size, tell=lambda one: None if as_json else typer.echo(one.text()))
-    if full and not row:
+    if full:
         write = write or ROOT / "docs" / "trust.md"
     if write is not None:
-        write.write_text(trust.page(results, size), encoding="utf-8")
+        before = write.read_text(encoding="utf-8") if full and write.exists() else ""
+        page = trust.page(results, size, before=before, rows=trust.ROWS if full else rows)
+        write.write_text(page, encoding="utf-8")
     if as_json:
         typer.echo(json.dumps([one.data() for one in results]))
     if not all(one.held for one in results):

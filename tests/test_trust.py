@@ -88,3 +88,13 @@ def test_rows_that_tests_prove_are_as_good_as_those(tmp_path):
     test.write_text("import pytest\ndef test_one(): assert 0\ndef test_two(): pytest.skip()\n")
     bad = Proof(tests=(str(test),), how="Counts.", least=0)(trust.FULL)
     assert [check.promise for check in bad.broken] == ["tests that failed: []", "tests that were skipped: 0"]
+
+
+def test_a_row_that_is_measured_again_replaces_its_line_and_no_other():
+    rows = [Row(key=key, fault=f"fault {key}", promise="b", scenarios=(lambda size: GOOD,)) for key in "xyz"]
+    whole = trust.page([Result(row=row, findings=(GOOD,)) for row in rows], rows=rows)
+    again = trust.page([Result(row=rows[1], findings=(BAD,))], before=whole, rows=rows)
+    changed = [new for old, new in zip(whole.splitlines(), again.splitlines(), strict=True) if old != new]
+    assert changed == ["| fault y | b | 11 of 20 admitted; **BROKEN: admitted: 10, but 11** |"]
+    elsewhere = whole.replace("CPUs", "sockets")
+    assert "fault x" not in trust.page([Result(row=rows[1], findings=(BAD,))], before=elsewhere, rows=rows)

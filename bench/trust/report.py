@@ -48,19 +48,32 @@ class Result:
         }
 
 
-def page(results: Sequence[Result], size: Size = FULL) -> str:
-    """docs/trust.md."""
-    lines = [HEAD, f"On {machine()}.", ""]
+def page(results: Sequence[Result], size: Size = FULL, *, before: str = "", rows: Sequence[Row] = ()) -> str:
+    """docs/trust.md.
+
+    Args:
+        results: What was measured now.
+        size: How much of it.
+        before: The page as it was, of the same machine: its lines stay for those of `rows` that were not measured now.
+        rows: All there are, in order.
+    """
+    now, here = {result.row.key: result for result in results}, f"On {machine()}."
+    kept = before.splitlines() if here in before else []
+    lines = [HEAD, here, ""]
     if size.share < 1:
         lines += [f"At {size.share:g} of the full size.", ""]
     lines += ["| Fault or attack | What must hold | Found |", "|---|---|---|"]
-    for result in results:
-        cells = [result.row.fault, result.row.promise, "<br>".join(_cell(finding) for finding in result.findings)]
-        lines.append("| " + " | ".join(_escaped(cell) for cell in cells) + " |")
+    for row in rows or [result.row for result in results]:
+        start = f"| {_escaped(row.fault)} | {_escaped(row.promise)} |"
+        if row.key in now:
+            lines.append(f"{start} {_escaped('<br>'.join(map(_cell, now[row.key].findings)))} |")
+        else:
+            lines += [line for line in kept if line.startswith(start)]
     lines += ["", "## How it was measured", ""]
-    for result in results:
-        ways = " ".join(dict.fromkeys(map(how, result.row.scenarios)))
-        lines.append(f"- **{result.row.fault}** (`--row {result.row.key}`): {ways}")
+    for row in rows or [result.row for result in results]:
+        if row.key in now or any(line.startswith(f"| {_escaped(row.fault)} |") for line in kept):
+            ways = " ".join(dict.fromkeys(map(how, row.scenarios)))
+            lines.append(f"- **{_escaped(row.fault)}** (`--row {row.key}`): {ways}")
     return "\n".join(lines) + "\n"
 
 

@@ -3,7 +3,7 @@
 To add a row, or a scenario to one: a function of a `Size` that answers a `Finding`, and its place here.
 """
 
-from bench.trust import callers, counts, floods, input, keys, slow
+from bench.trust import callers, counts, floods, input, keys, outages, secrets, simulated, slow
 from bench.trust.finding import Row
 from bench.trust.proven import Proof
 
@@ -30,7 +30,7 @@ ROWS: tuple[Row, ...] = (
                 how="A hypothesis state machine asks script and twin the same and compares every number, on every "
                 "redis-server there is and on fakeredis.",
                 least=4,
-                options=("--times", "10"),
+                options=("--times", "3"),
             ),
         ),
     ),
@@ -39,6 +39,36 @@ ROWS: tuple[Row, ...] = (
         fault="SCRIPT FLUSH every 100 ms under load",
         promise="no errors, exact",
         scenarios=(counts.flushed,),
+    ),
+    Row(
+        key="away",
+        fault="Redis refuses connections, is stopped, or is behind a black hole, 30 s, each outage policy",
+        promise="first answer within the deadline + 10 ms, then 5 ms; no 500; routes without limits unaffected",
+        scenarios=(outages.away,),
+    ),
+    Row(
+        key="flaps",
+        fault="Redis flaps: 1 s away, 1 s there, 60 times",
+        promise="at most twice the limit in a window; as many connections a second as workers",
+        scenarios=(outages.flaps,),
+    ),
+    Row(
+        key="lost",
+        fault="Replies are lost after their commands were carried out",
+        promise="each decision is charged at most once",
+        scenarios=(outages.lost,),
+    ),
+    Row(
+        key="full",
+        fault="maxmemory is reached, under noeviction",
+        promise="the outage policy, not a 500",
+        scenarios=(outages.full,),
+    ),
+    Row(
+        key="simulated",
+        fault="Crashes, lost replies, partitions, clocks that are set, killed workers, all at once, in virtual time",
+        promise="every promise, after every step; the same seed is the same run",
+        scenarios=(simulated.seeds,),
     ),
     Row(
         key="disconnects",
@@ -101,6 +131,19 @@ ROWS: tuple[Row, ...] = (
                 how="An app on `onequota run` and the service, over a Redis with a password, logging all they can, are "
                 "asked well, badly and so that they fail.",
                 least=30,
+            ),
+            secrets.told,
+        ),
+    ),
+    Row(
+        key="api-keys",
+        fault="API keys are guessed, weak, or written down",
+        promise="at least 128 bits, only a keyed digest at rest, found in constant time; a miss is limited by address",
+        scenarios=(
+            Proof(
+                tests=("tests/test_callers.py",),
+                how="The tests of callers: entropy, digests, scopes, misses by address, closed where others reach.",
+                least=10,
             ),
         ),
     ),
