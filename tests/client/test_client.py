@@ -14,12 +14,21 @@ from service.client import (
     AsyncClient,
     Check,
     Client,
+    DomainCheck,
     InvalidInput,
     OverLimit,
 )
 from service.errors import ConfigurationError
 
 KEY = "3e1f0a9c5b7d2468ace013579bdf8642"
+LIMITS = """
+domain: chat
+descriptors:
+  - key: user
+    limits: 2/minute
+    descriptors: [{key: model, limits: 100/hour}]
+  - {key: team, rate_limit: {unit: minute, requests_per_unit: 0}}
+"""
 PATIENT = {"deadline_s": 20, "when_away": "raise"}
 
 
@@ -29,7 +38,8 @@ def service(_one_redis, tmp_path_factory):
         client.flushall()
     folder = tmp_path_factory.mktemp("service")
     variables = {"ONEQUOTA_API_KEYS": f"tests:{KEY}:*", "ONEQUOTA_REDIS_TIMEOUT_MS": "5000"}
-    options = ("--workers", "2", "--port", "0", "--redis", _one_redis.url)
+    (folder / "limits.yaml").write_text(LIMITS)
+    options = ("--workers", "2", "--port", "0", "--redis", _one_redis.url, "--limits", "limits.yaml")
     with onequota(folder, "serve", *options, variables=variables) as running:
         httpx.get(running.banner["url"] + "/health", timeout=60)  # until a worker serves
         yield running.banner["url"]
@@ -70,6 +80,26 @@ def test_the_algorithm_and_the_burst_are_the_questions(client, kind):
     answers = [client.check(f"gcra {kind}", "60/minute", algorithm="gcra", burst=2) for _ in range(3)]
     assert [answer.allowed for answer in answers] == [True, True, False]
     assert answers[2].retry_after == 1
+
+
+@both
+def test_a_domain_is_asked_with_its_entries_in_order(client, kind):
+    user = f"alice {kind}"
+    answers = [client.check_domain("chat", {"user": user}) for _ in range(3)]
+    assert [answer.allowed for answer in answers] == [True, True, False]
+    assert answers[2].limits[0].name == "2/minute"
+    entries = [("user", user), ("model", "m")]
+    assert client.check_domain("chat", entries, cost=7).limits[0].remaining == 93
+    assert client.check_domain("chat", entries[::-1]).limits == ()  # nothing limits that
+    both_of_them = client.check_domain("chat", {"user": f"bob {kind}"}, entries, peek=True)
+    assert [limit.name for limit in both_of_them.limits] == ["2/minute", "100/hour"]
+    never = client.check_domain("chat", {"team": "x"})
+    assert (never.allowed, never.limits) == (False, ())
+    with pytest.raises(OverLimit):
+        client.wait_for(DomainCheck.of("chat", {"user": user}), wait=False)
+    with pytest.raises(InvalidInput) as caught:
+        client.check_domain("chat", {"user": user}, cost=3)
+    assert caught.value.field == "cost"
 
 
 @both

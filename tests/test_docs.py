@@ -1,0 +1,78 @@
+"""The examples of docs/cli.md and docs/client.md do what they say."""
+
+import os
+import re
+import subprocess
+import sys
+
+import httpx2 as httpx
+import pytest
+from running import ROOT, environment, onequota
+
+LANGUAGES = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def blocks(page, language):
+    """The contents of a page's blocks in one language."""
+    text = (ROOT / "docs" / page).read_text()
+    return [body for found, body in LANGUAGES.findall(text) if found == language]
+
+
+def settled(text):
+    """Output without what differs from run to run: times, versions, where Redis is, blanks at the end of lines."""
+    text = re.sub(r"\b(\d+ (d|h|min|s)\b ?)+", "TIME", text)
+    text = re.sub(r'"(reset_after|retry_after)": \d+', r'"\1": TIME', text)
+    text = re.sub(r"\b[0-9a-f]{12}\b", "VERSION", text)
+    text = re.sub(r"unix:///\S+?(?=  |$)", "unix:///REDIS", text, flags=re.MULTILINE)
+    return "\n".join(line.rstrip() for line in text.strip().splitlines())
+
+
+@pytest.fixture
+def folder(tmp_path, redis_server):
+    """What the page says is there, and `onequota` as a command."""
+    [limits] = blocks("cli.md", "yaml")
+    [main] = blocks("cli.md", "python")
+    [log] = blocks("cli.md", "")
+    (tmp_path / "limits.yaml").write_text(limits)
+    (tmp_path / "main.py").write_text(main)
+    (tmp_path / "access.log").write_text(log)
+    command = tmp_path / "bin" / "onequota"
+    command.parent.mkdir()
+    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m service.cli "$@"\n')
+    command.chmod(0o755)
+    return tmp_path
+
+
+def run(command, cwd, **variables):
+    return subprocess.run(
+        command, cwd=cwd, env=environment(**variables), capture_output=True, text=True, timeout=120, check=False
+    )
+
+
+def test_the_commands_say_what_the_page_shows(folder, redis_server):
+    path = f"{folder / 'bin'}:{os.environ['PATH']}"
+    shown = 0
+    for block in blocks("cli.md", "console"):
+        for example in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]:
+            typed, _, wanted = example.partition("\n")
+            done = run(["bash", "-c", typed], folder, REDIS_URL=redis_server.url, PATH=path, LC_ALL="C.UTF-8")
+            assert settled(done.stdout) == settled(wanted), (typed, done.stderr)
+            assert done.stderr == ""
+            shown += 1
+    assert shown == 14
+
+
+def test_the_clients_examples_run(tmp_path, redis_server):
+    [limits] = blocks("cli.md", "yaml")
+    (tmp_path / "limits.yaml").write_text(limits)
+    options = ("--workers", "2", "--port", "0", "--redis", redis_server.url, "--limits", "limits.yaml")
+    examples = blocks("client.md", "python")
+    assert len(examples) == 3
+    with onequota(tmp_path, "serve", *options, variables={"ONEQUOTA_REDIS_TIMEOUT_MS": "5000"}) as running:
+        url = running.banner["url"]
+        httpx.get(url + "/health", timeout=60)  # until a worker serves
+        for code in examples:
+            assert "http://127.0.0.1:8000" in code
+            here = code.replace('"http://127.0.0.1:8000"', f'"{url}"')
+            done = run([sys.executable, "-W", "error", "-c", here], tmp_path)
+            assert (done.returncode, done.stderr) == (0, "")
