@@ -14,7 +14,7 @@ from service import callers as known
 from service import grpc
 from service import settings as deployment
 from service.database import Supabase
-from service.limits import Limiter, identity
+from service.limits import Limiter, Newcomers, identity
 from service.limits.catalog import Catalog, Kept, Live, Still
 from service.limits.passage import problem_response
 from service.listener import for_grpc
@@ -39,6 +39,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         key_func=identity.client_address,
         storage_uri=settings.redis_url or "memory://",
         trusted_proxies=settings.trusted_proxies,
+        deny=settings.deny,
+        allow=settings.allow,
+        newcomers=Newcomers(most=settings.newcomers) if settings.newcomers else None,
         deadline_s=settings.redis_timeout_ms / 1000,
         on_outage=settings.on_outage,
         hosts=settings.hosts,
@@ -68,6 +71,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         lifespan=lifespan,
         exception_handlers={404: _problem, 405: _problem},
     )
+    app.access = limiter.access
     app.state.limiter = limiter
     app.state.settings = settings
     app.state.callers = callers

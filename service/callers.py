@@ -181,7 +181,8 @@ class Callers:
 
     def __init__(self, keys: Sequence[ApiKey], limiter: Limiter, miss_limit: str = "30/minute") -> None:
         self._limiter = limiter
-        self._misses = Allowance(limiter.engine, miss_limit, name="unknown-key", scope="r.miss")
+        crowd = limiter.access.crowd if limiter.access is not None else None
+        self._misses = Allowance(limiter.engine, miss_limit, name="unknown-key", scope="r.miss", crowd=crowd)
         self._hiding = hashlib.blake2b(key=secrets.token_bytes(32))
         self._known = {self._hidden(key.digest): key.caller for key in keys}
         self._told_s = -math.inf

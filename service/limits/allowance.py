@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 from service.errors import StoreUnavailable
 from service.limits import keys
+from service.limits.access.newcomers import Crowd
 from service.limits.decision import Ask, Charge, Decision
 from service.limits.engine import Engine
 from service.limits.limit import Limit
@@ -51,6 +52,7 @@ class Allowance:
         text: The limit, or several.
         name: What a refusal calls it.
         scope: Of its keys.
+        crowd: How many strangers may have counters of their own; None = any number.
         clock: Seconds; tests pass their own.
 
     Raises:
@@ -58,9 +60,17 @@ class Allowance:
     """
 
     def __init__(
-        self, engine: Engine, text: str, *, name: str, scope: str, clock: Callable[[], float] = time.monotonic
+        self,
+        engine: Engine,
+        text: str,
+        *,
+        name: str,
+        scope: str,
+        crowd: Crowd | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._engine = engine
+        self._crowd = crowd
         self._clock = clock
         limits = Limit.parse(text, on_outage="deny")  # that is, StoreUnavailable, and everybody passes
         self._limits = Limit.parse(text, name=name, on_outage="deny") if len(limits) == 1 else limits
@@ -78,6 +88,11 @@ class Allowance:
 
     async def ask(self, who: str) -> Decision | None:
         """Charge, and use a unit of it. None = it passes; else why not, as of now."""
+        name = keys.who(who)
+        if self._crowd is not None:
+            name = self._crowd.name(who, self._limits, int(self._clock() * 1e6))
+            if name.startswith(keys.CROWD):  # what is held, and refused, is the network's
+                who = name.decode()
         while not self.take(who):
             held = self._held.get(who)
             if held is None:
@@ -90,22 +105,21 @@ class Allowance:
                 await held.asking.wait()
                 continue
             if self.step == 1:
-                return await self._charge(held, who, 1)
+                return await self._charge(held, name, 1)
             held.asking = asyncio.Event()
             try:
-                decision = await self._charge(held, who, self.step)
+                decision = await self._charge(held, name, self.step)
                 if decision is not None and min(standing.remaining for standing in decision.standings):
                     held.refusal = None
-                    decision = await self._charge(held, who, 1)  # what is left of it, one by one
+                    decision = await self._charge(held, name, 1)  # what is left of it, one by one
             finally:
                 held.asking.set()
                 held.asking = None
             return decision
         return None
 
-    async def _charge(self, held: _Held, who: str, units: int) -> Decision | None:
+    async def _charge(self, held: _Held, name: bytes, units: int) -> Decision | None:
         """Charge so many units and use one of them."""
-        name = keys.who(who)
         places = zip(self._limits, self._places, strict=True)
         ask = Ask([Charge(limit, head + name + tail, units) for limit, (head, tail) in places])
         sent_s = self._clock()

@@ -12,7 +12,8 @@ from pydantic_core import from_json
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from service.limits.passage import problem_response
+from service.limits.access import Access
+from service.limits.passage import forbidden, problem_response
 
 _JSON = b"application/json"
 _CONTENT_TYPE = (b"content-type", _JSON)
@@ -23,15 +24,20 @@ class HotApp(FastAPI):
 
     Attributes:
         hot: The hot routes, by path below the root.
+        access: Who is never let in; the gate sees to that on other routes.
     """
 
     hot: Mapping[str, ASGIApp] = {}
+    access: Access | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
             root = scope.get("root_path")
             route = self.hot.get(scope["path"].removeprefix(root) if root else scope["path"])
             if route is not None:
+                if self.access is not None and self.access.listed(scope) is False:
+                    await (await forbidden(scope))(scope, receive, send)
+                    return
                 await route(scope, receive, send)
                 return
         await super().__call__(scope, receive, send)

@@ -22,6 +22,7 @@ from service.errors import ConfigurationError
 from service.limits import keys
 from service.limits.decision import LOOK, Ask, Charge
 from service.limits.engine import Engine
+from service.limits.limit import Limit
 from service.limits.plan import Rule
 
 EVERYBODY = keys.crowd("all")
@@ -67,7 +68,7 @@ class Crowd:
         strange = []
         for charge in asked.charges:
             who = keys.bearer(charge.key)
-            if who not in vouched and not self.knows(who, charge, now_us):
+            if who not in vouched and not self.knows(who, charge.limit, now_us):
                 strange.append(charge)
         if not strange:
             return rules, asked
@@ -90,9 +91,14 @@ class Crowd:
             [charge for _, charge in found.values()], asked.kind, asked.at_us
         )
 
-    def knows(self, who: bytes, charge: Charge, now_us: int) -> bool:
+    def name(self, address: str, limits: Sequence[Limit], now_us: int) -> bytes:
+        """Whose counters of these limits an address is charged to: its own or its network's. The store is not asked."""
+        who = keys.who(address)
+        return who if all(self.knows(who, limit, now_us) for limit in limits) else self.network(address, now_us)
+
+    def knows(self, who: bytes, limit: Limit, now_us: int) -> bool:
         """Whether somebody may have counters of its own; if there is room, it may from now on."""
-        life_us = 1_000_000 * (1 + max(2 * charge.limit.window_s, charge.limit.refill_s))
+        life_us = 1_000_000 * (1 + max(2 * limit.window_s, limit.refill_s))
         self._life_us = max(self._life_us, life_us)
         return self._known.has(who, now_us, self._life_us)
 

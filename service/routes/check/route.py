@@ -52,7 +52,8 @@ class Check:
         self._engine = limiter.engine
         self._callers = callers
         self._live = live
-        self._guard = Allowance(limiter.engine, settings.check_limit, name="check", scope="r.check")
+        crowd = limiter.access.crowd if limiter.access is not None else None
+        self._guard = Allowance(limiter.engine, settings.check_limit, name="check", scope="r.check", crowd=crowd)
         self._turns = asyncio.Semaphore(TURNS)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
