@@ -21,8 +21,8 @@
 """
 
 from service.client.answer import Answer, Standing
-from service.client.awaited import AsyncClient
-from service.client.blocking import Client
+from service.client.awaited import AsyncClient, AsyncReservation
+from service.client.blocking import Client, Reservation
 from service.client.question import Check, DomainCheck
 from service.errors import AccessDenied, InvalidInput, OverLimit, ServiceUnavailable
 
@@ -30,11 +30,13 @@ __all__ = [
     "AccessDenied",
     "Answer",
     "AsyncClient",
+    "AsyncReservation",
     "Check",
     "Client",
     "DomainCheck",
     "InvalidInput",
     "OverLimit",
+    "Reservation",
     "ServiceUnavailable",
     "Standing",
 ]

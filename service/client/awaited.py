@@ -93,6 +93,22 @@ class AsyncClient:
         """As `Client.refund`."""
         return await self._carry(wire.refund(question, idempotency_key or str(uuid.uuid4())))
 
+    async def reserve(self, question: Question) -> "AsyncReservation":
+        """As `Client.reserve`."""
+        try:
+            answer, id_ = await self._carry(wire.reserve(question, str(uuid.uuid4())))
+        except ServiceUnavailable as error:
+            [answer], id_ = self._away.instead([question], error), ""
+        return AsyncReservation(self, answer, id_)
+
+    async def settle(self, reservation: str, cost: int) -> Answer:
+        """As `Client.settle`."""
+        return await self._carry(wire.settle(reservation, cost))
+
+    async def release(self, reservation: str) -> Answer:
+        """As `Client.release`."""
+        return await self._carry(wire.release(reservation))
+
     # ── waiting ──────────────────────────────────────────────────────────────────────────────────────────────
 
     def limit(
@@ -222,3 +238,25 @@ class AsyncTurnstile:
             return await function(*args, **kwargs)
 
         return limited
+
+
+class AsyncReservation:
+    """As `Reservation`, awaited."""
+
+    def __init__(self, client: AsyncClient, answer: Answer, id_: str) -> None:
+        self._client = client
+        self.answer = answer
+        self.id = id_
+
+    @property
+    def allowed(self) -> bool:
+        """Whether there was room; if not, nothing was charged."""
+        return self.answer.allowed
+
+    async def settle(self, cost: int) -> Answer:
+        """As `Reservation.settle`."""
+        return await self._client.settle(self.id, cost) if self.id else self.answer
+
+    async def release(self) -> Answer:
+        """As `Reservation.release`."""
+        return await self._client.release(self.id) if self.id else self.answer

@@ -117,6 +117,28 @@ class Client:
         """
         return self._carry(wire.refund(question, idempotency_key or str(uuid.uuid4())))
 
+    def reserve(self, question: Question) -> "Reservation":
+        """Charge an estimate now, the true cost by `settle`: tokens of a language model, say.
+
+        What is not settled in time stays charged. While the service is away the estimate is decided as `check` is.
+
+        Raises:
+            InvalidInput, AccessDenied, ServiceUnavailable: as `decide`.
+        """
+        try:
+            answer, id_ = self._carry(wire.reserve(question, str(uuid.uuid4())))
+        except ServiceUnavailable as error:
+            [answer], id_ = self._away.instead([question], error), ""
+        return Reservation(self, answer, id_)
+
+    def settle(self, reservation: str, cost: int) -> Answer:
+        """Make a reservation cost what is true, by its id; see `Reservation.settle`."""
+        return self._carry(wire.settle(reservation, cost))
+
+    def release(self, reservation: str) -> Answer:
+        """Give all of a reservation back, by its id."""
+        return self._carry(wire.release(reservation))
+
     # ── waiting ──────────────────────────────────────────────────────────────────────────────────────────────
 
     def limit(
@@ -231,3 +253,37 @@ class Turnstile:
             return function(*args, **kwargs)
 
         return limited
+
+
+class Reservation:
+    """What was reserved, or that it was refused.
+
+    Attributes:
+        answer: To the estimate.
+        id: For whoever settles it elsewhere, `client.settle(id, cost)`; "" if there is nothing to settle.
+    """
+
+    def __init__(self, client: Client, answer: Answer, id_: str) -> None:
+        self._client = client
+        self.answer = answer
+        self.id = id_
+
+    @property
+    def allowed(self) -> bool:
+        """Whether there was room; if not, nothing was charged."""
+        return self.answer.allowed
+
+    def settle(self, cost: int) -> Answer:
+        """Make it cost `cost`: what was too much is given back, what lacks is owed.
+
+        What was refused, or decided while the service was away, is settled as it is.
+
+        Raises:
+            InvalidInput: The cost is none, or it was settled at another, or too long ago.
+            AccessDenied, ServiceUnavailable: as `decide`; it may be tried again.
+        """
+        return self._client.settle(self.id, cost) if self.id else self.answer
+
+    def release(self) -> Answer:
+        """Give all of it back. Raises as `settle`."""
+        return self._client.release(self.id) if self.id else self.answer

@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
-from urllib.parse import SplitResult, unquote, urlsplit
+from urllib.parse import SplitResult, quote, unquote, urlsplit
 
 from service.client.answer import Answer, Standing
 from service.client.question import Question
@@ -100,6 +100,29 @@ def refund(question: Question, idempotency_key: str) -> Call[Answer]:
         headers=_keyed(idempotency_key),
         repeatable=True,
     )
+
+
+def reserve(question: Question, idempotency_key: str) -> Call[tuple[Answer, str]]:
+    """Charge an estimate: the answer, and the id by which it is settled; "" where it was refused."""
+    return Call(
+        path="/v1/reservations",
+        read=lambda said: (_answer(said), str(said.get("id") or "")),
+        document=question.body,
+        headers=_keyed(idempotency_key),
+        repeatable=True,
+    )
+
+
+def settle(reservation: str, cost: int) -> Call[Answer]:
+    """Make it cost what is true; once more at the same cost changes nothing."""
+    path = f"/v1/reservations/{quote(reservation, safe='')}/settle"
+    return Call(path=path, read=_answer, document={"cost": cost}, repeatable=True)
+
+
+def release(reservation: str) -> Call[Answer]:
+    """Give all of it back."""
+    path = f"/v1/reservations/{quote(reservation, safe='')}"
+    return Call(method="DELETE", path=path, read=_answer, repeatable=True)
 
 
 def result(call: Call[T], status: int, headers: Mapping[str, str], body: bytes) -> T:

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, NotRequired
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
 from typing_extensions import TypedDict  # pydantic wants this one before Python 3.12
 
-from service.errors import InvalidInput, InvalidLimit
+from service.errors import InvalidInput, InvalidLimit, StoreUnavailable
 from service.limits import keys
 from service.limits.decision import (
     CHARGE,
@@ -76,6 +76,8 @@ def document(asks: Sequence[Ask]) -> dict[str, Any]:
 
 
 def _sent(ask: Ask) -> dict[str, Any]:
+    if type(ask) not in (Ask, LeaseAsk, TokenAsk):  # read as one of these it would do something else
+        raise StoreUnavailable(f"{type(ask).__name__} does not travel to a service", reason="refused", maybe_done=False)
     said: dict[str, Any] = {
         "kind": _NAMES[ask.kind],
         "charges": [[charge.key.decode(), charge.cost] for charge in ask.charges],

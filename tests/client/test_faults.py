@@ -65,6 +65,42 @@ def test_what_has_a_key_or_only_looks_is_sent_again_with_the_same_key(kind, serv
     assert keys[:2] == [None, None] and keys[2] == keys[3] and len(keys[2]) == 36
 
 
+RESERVED = Answered(201, {**ALLOWED, "id": "r/1"})
+
+
+@both
+def test_a_reservation_is_made_settled_and_released_by_its_id(kind, service):
+    service.faults.extend([LOSE, RESERVED, LOSE, Answered(), Answered()])
+    with opened(kind, service.url, when_away="raise", deadline_s=10) as client:
+        reserved = client.reserve(Check("alice", "10/minute", cost=5))
+        assert (reserved.allowed, reserved.id, reserved.answer.limits[0].remaining) == (True, "r/1", 9)
+        assert client.settle(reserved.id, 3).allowed
+        assert client.release(reserved.id).allowed
+    heard = [(method, path, body) for method, path, _, body in service.heard]
+    estimate = {"key": "alice", "limits": "10/minute", "cost": 5}
+    assert heard == [
+        *[("POST", "/v1/reservations", estimate)] * 2,
+        *[("POST", "/v1/reservations/r%2F1/settle", {"cost": 3})] * 2,
+        ("DELETE", "/v1/reservations/r%2F1", None),
+    ]
+    keys = [headers.get("idempotency-key") for _, _, headers, _ in service.heard]
+    assert keys[0] == keys[1] and keys[0] and keys[2:] == [None] * 3  # settled twice at one cost is settled once
+
+
+def test_what_is_not_held_is_settled_as_it_is(service):
+    refused = {"allowed": False, "retry_after": 9, "limits": [], "id": None}
+    service.faults.append(Answered(200, refused))
+    with Client(service.url) as client:
+        reserved = client.reserve(Check("alice", "10/minute"))
+        assert (reserved.allowed, reserved.settle(3).retry_after, reserved.release().allowed) == (False, 9, False)
+    assert len(service.heard) == 1
+    with Client(f"http://127.0.0.1:{closed_port()}") as client:
+        reserved = client.reserve(Check("alice", "10/minute", cost=4))
+        assert (reserved.allowed, reserved.answer.degraded, reserved.settle(3).limits[0].remaining) == (True, True, 6)
+        with pytest.raises(ServiceUnavailable):
+            client.settle("elsewhere", 3)
+
+
 @both
 def test_no_more_attempts_are_made_than_said(kind, service):
     service.faults.extend([LOSE] * 10)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.errors import InvalidInput, InvalidLimit
+from service.errors import InvalidInput, InvalidLimit, StoreUnavailable
 from service.limits import asks, keys
 from service.limits.algorithms import KNOWN
 from service.limits.decision import (
@@ -131,6 +131,14 @@ def test_answers_travel_back_as_the_store_gave_them():
         said = json.loads(json.dumps(asks.answers(there, decisions)))
         assert asks.numbers(sent, said) == numbers
         clock[0] += 1
+
+
+def test_what_would_be_misread_does_not_travel():
+    class Unheard(TokenAsk):
+        pass
+
+    with pytest.raises(StoreUnavailable, match="Unheard does not travel"):
+        asks.document([Unheard([], Token(keys.once("", "o", "t"), bytes(16), 60))])
 
 
 def test_a_token_that_came_with_other_content_is_told_so():
