@@ -33,7 +33,7 @@ _PLAIN_IDENTITY = re.compile(r"[A-Za-z0-9._@:/-]{1,36}")
 _PLAIN_SCOPE = re.compile(r"[A-Za-z0-9._/-]{1,24}")
 _SHORT = r"~[A-Za-z0-9_-]{22}"
 _WHOLE = re.compile(
-    rf"({_PLAIN_PREFIX.pattern}|{_SHORT}):\{{({_PLAIN_IDENTITY.pattern}|{_SHORT})\}}"
+    rf"({_PLAIN_PREFIX.pattern}|{_SHORT}):\{{({re.escape(CROWD.decode())}?(?:{_PLAIN_IDENTITY.pattern}|{_SHORT}))\}}"
     rf":({_PLAIN_SCOPE.pattern}|{_SHORT}):([a-z0-9/@]{{1,40}})"
 )
 

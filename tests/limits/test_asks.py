@@ -99,6 +99,12 @@ def test_keys_stay_in_their_space_their_slot_and_their_length(sent, space):
     assert not elsewhere & {name for ask in arrived(sent, space) for name in ask.names}
 
 
+def test_a_crowd_of_newcomers_travels_as_an_identity_does():
+    key = keys.moved(keys.spell("", "alice", "c.", "10/60s/fixed"), keys.crowd("192.0.2.0/24")).decode()
+    moved, _ = keys.within("team", key)
+    assert moved.endswith(key[key.index(":{") :].encode())
+
+
 @pytest.mark.parametrize("prefix", ["", "oq", "shop", "a prefix that is long"])
 def test_what_is_forgotten_is_what_was_kept(prefix):
     key = keys.spell(prefix, "alice", "c.", "10/60s/fixed").decode()
