@@ -3,7 +3,7 @@
 To add a row, or a scenario to one: a function of a `Size` that answers a `Finding`, and its place here.
 """
 
-from bench.trust import callers, counts, floods, input, keys, outages, secrets, simulated, slow
+from bench.trust import callers, counts, doors, floods, input, keys, outages, secrets, simulated, slow
 from bench.trust.finding import Row
 from bench.trust.proven import Proof
 
@@ -146,6 +146,12 @@ ROWS: tuple[Row, ...] = (
                 least=10,
             ),
         ),
+    ),
+    Row(
+        key="doors",
+        fault="Admin routes, metrics, dashboard; whoever reaches the port",
+        promise="closed without a token; never open on 0.0.0.0 by default",
+        scenarios=(doors.closed,),
     ),
     Row(
         key="slow",
