@@ -40,6 +40,7 @@ validation, before dependencies.
       gate.py       the middleware: walks the way above and decides nothing itself
       decorator.py  the same where no gate stands: wrapped functions, Depends(limiter.quota(...))
       passage.py    what both do with one request: charge it, let it through with headers, or refuse it
+      held.py       units of concurrency: held while a request or a block runs, renewed, released
       match.py      request → route, known before the framework routes
       identity/     request → who asks: address, API key, token, header, and combinations; trusted proxies
       calling.py  · how a user's function is called

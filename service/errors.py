@@ -10,6 +10,7 @@
     ├── StoreUnavailable     no answer from Redis within the deadline
     ├── ServiceUnavailable   no usable answer from the onequota service that was asked (client)
     ├── AccessDenied         that service wants another API key, or one that may ask this (client)
+    ├── NotAdmitted          a block that was to hold a unit of concurrency gets none (limiter.lease)
     ├── OverLimit            whoever was to wait for a limit does not pass, or not soon enough (client)
     ├── IdentityUnavailable  who asks cannot be told now: the keys of tokens cannot be had
     └── DatabaseUnavailable  no answer from Supabase; also an HTTPException, which an app answers with 503
@@ -27,6 +28,7 @@ from starlette.exceptions import HTTPException
 
 if TYPE_CHECKING:
     from service.client.answer import Answer
+    from service.limits.decision import Decision
 
 QUOTA_EXCEEDED = "https://iana.org/assignments/http-problem-types#quota-exceeded"
 REDUCED_CAPACITY = "https://iana.org/assignments/http-problem-types#temporary-reduced-capacity"
@@ -127,6 +129,19 @@ class ServiceUnavailable(OnequotaError):
 
 class AccessDenied(OnequotaError):
     """The service refuses the API key, or what was asked with it. Nothing was charged."""
+
+
+class NotAdmitted(OnequotaError):
+    """There is no unit free to be held. Nothing was charged.
+
+    Attributes:
+        decision: `decision.retry_after` says when the first lease ends, at the latest.
+    """
+
+    def __init__(self, decision: "Decision") -> None:
+        names = ", ".join(standing.limit.name for standing in decision.exceeded)
+        super().__init__(f"{names}: all are held; try again in {decision.retry_after} s")
+        self.decision = decision
 
 
 class OverLimit(OnequotaError):

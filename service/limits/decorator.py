@@ -69,6 +69,10 @@ async def _charge(
         return before
     if limiter.filtered() or (plan := limiter.plan_here(key, rules, connection, alone=before is None)) is None:
         return None
+    if plan.holds:
+        raise ConfigurationError(
+            "concurrency needs the middleware, which sees a request end: app.add_middleware(limiter.middleware)"
+        )
     if plan.deducts and not sees_response:
         raise ConfigurationError(
             "deduct_when on a dependency or a generator needs the middleware, which sees the response: "

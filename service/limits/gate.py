@@ -18,6 +18,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.errors import ConfigurationError, IdentityUnavailable, InvalidInput, OnequotaError, StoreUnavailable
+from service.limits.held import Held
 from service.limits.match import METHODS, Place, Table
 from service.limits.passage import (
     ADMITTED,
@@ -99,12 +100,19 @@ class Gate:
         if admission.refused:
             await self._answer(await refusal(limiter, admission, scope), scope, receive, send)
             return
+        send, held = with_headers(limiter, admission, send), None
+        if admission.lease is not None:
+            held = Held(limiter.engine, admission.charges, admission.lease)
+            send = held.until_sent(send)
         try:
-            await self.app(scope, receive, with_headers(limiter, admission, send))
+            await self.app(scope, receive, send)
         except Exception:
             # the server's 500 is answered outside of this middleware
             await deduct(limiter, admission, problem_response(500, "unhandled exception"))
             raise
+        finally:
+            if held is not None:
+                held.release()
 
     def _plan(self, scope: Scope, limiter: "Limiter") -> Plan | None:
         app = scope.get("app", self.app)

@@ -20,7 +20,7 @@ from slowapi.wrappers import Limit as SlowapiLimit
 from starlette.requests import HTTPConnection
 from starlette.responses import Response
 
-from service.errors import ConfigurationError, InvalidInput, StoreUnavailable
+from service.errors import ConfigurationError, InvalidInput, InvalidLimit, StoreUnavailable
 from service.limits import headers, keys
 from service.limits.access import Access, Ban, Newcomers
 from service.limits.access.bans import Bans
@@ -33,6 +33,7 @@ from service.limits.decorator import Again, Quota, layers, named, original, quot
 from service.limits.engine import DEADLINE_S, Engine
 from service.limits.fallback import Fallback
 from service.limits.gate import Gate
+from service.limits.held import Holding
 from service.limits.identity import Addresses, client_address
 from service.limits.limit import Limit, OnOutage, outage_policy, rate_limit_item
 from service.limits.match import METHODS, Place
@@ -277,6 +278,45 @@ class Limiter(slowapi.Limiter):
             **more,
         )
 
+    def concurrency(
+        self,
+        units: int,
+        key_func: Callable[..., Any] | None = None,
+        *,
+        ttl_s: int = 60,
+        scope: str | Callable[..., Any] | None = None,
+        per_method: bool = False,
+        methods: Sequence[str] | None = None,
+        error_message: str | Callable[..., Any] | None = None,
+        exempt_when: Callable[..., Any] | None = None,
+        name: str | None = None,
+        on_outage: OnOutage | None = None,
+    ) -> Callable[[Callable[P, R]], Callable[P, R]]:
+        """Limit how many requests of one identity are under way at once; needs the middleware, which sees them end.
+
+        A request holds a unit until the last byte of its answer has been sent, a WebSocket until it is closed. What
+        else limits the route is charged with it, all or nothing. Takes what `limit` takes, and:
+
+        Args:
+            units: At most so many at once, over all workers; 1 to 10^9.
+            ttl_s: How soon a unit comes back whose worker died, seconds; it is renewed while the request runs.
+            scope: Routes with the same count together; by default each for itself.
+            name: What headers call it; by default "3 at once".
+
+        Raises:
+            ConfigurationError: The limit or the decorated object cannot be meant.
+        """
+        return self._declare(
+            (_at_once(units, ttl_s, name=name or "", on_outage=on_outage),),
+            key_func=key_func,
+            scope=scope,
+            per_method=per_method,
+            methods=methods,
+            error_message=error_message,
+            exempt_when=exempt_when,
+            override_defaults=False,
+        )
+
     def exempt(self, obj: Callable[P, R]) -> Callable[P, R]:
         """No limit applies to the decorated route, application limits included."""
         self._exempt |= set(layers(obj))
@@ -291,7 +331,7 @@ class Limiter(slowapi.Limiter):
         more.setdefault("override_defaults", False)
         return Quota(self, self._rule(limit_value, origin="quota", scope=scope, **more))
 
-    def _rule(self, limit_value: str | Callable[..., Any], *, origin: str, **more: Any) -> Rule:
+    def _rule(self, limit_value: str | tuple[Limit, ...] | Callable[..., Any], *, origin: str, **more: Any) -> Rule:
         strategy = more.pop("strategy", None) or self.strategy
         how: dict[str, Any] = {word: more.get(word) for word in ("burst", "name", "on_outage")}
         methods = more.pop("methods", None)
@@ -304,7 +344,7 @@ class Limiter(slowapi.Limiter):
                 "Limiter(trusted_proxies=[...]) or ONEQUOTA_TRUSTED_PROXIES"
             )
         found: Any = limit_value
-        if not callable(limit_value):
+        if not callable(limit_value) and not isinstance(limit_value, tuple):
             found = Limit.parse(limit_value, algorithm=strategy, **how)
         return Rule(
             limits=found,
@@ -316,7 +356,7 @@ class Limiter(slowapi.Limiter):
         )
 
     def _declare(
-        self, limit_value: str | Callable[..., Any], **more: Any
+        self, limit_value: str | tuple[Limit, ...] | Callable[..., Any], **more: Any
     ) -> Callable[[Callable[P, R]], Callable[P, R]]:
         def decorate(func: Callable[P, R]) -> Callable[P, R]:
             if inspect.isclass(func) or not callable(func):
@@ -514,6 +554,28 @@ class Limiter(slowapi.Limiter):
         once = token(idempotency_key, content, owner=outside(scope), prefix=self._key_prefix)
         return await self.engine.decide(TokenAsk(wanted, once))
 
+    def lease(self, key: str, units: int, *, ttl_s: int = 60, scope: str = "") -> Holding:
+        """Hold one of so many units while a block runs: `async with limiter.lease("alice", 3): ...`
+
+        Args:
+            key: Who holds.
+            units: At most so many at once, over all processes; 1 to 10^9.
+            ttl_s: How soon a unit comes back whose process died, seconds; it is renewed while the block runs.
+            scope: What is held; leases with different scopes do not meet.
+
+        Raises:
+            InvalidInput: The key names nobody.
+            InvalidLimit: The numbers cannot be meant.
+            NotAdmitted: From the block's beginning: all are held.
+            StoreUnavailable: From the block's beginning: nobody could decide.
+        """
+        if not isinstance(key, str) or not key:
+            raise InvalidInput("key", f"{key!r} names nobody; use a non-empty string")
+        self.check_deployment()
+        held = _at_once(units, ttl_s)
+        name = keys.spell(self._key_prefix, key, outside(scope), held.spelling)
+        return Holding(self.engine, [Charge(held, name, 1)])
+
     def reset(self, key: str | None = None) -> Awaitable[int]:  # type: ignore[override]
         """Forget one identity's counters, or all under the prefix; to be awaited. Answers how many there were."""
         store = self.engine.open_store() if self.storage_uri.startswith("memory://") else None
@@ -597,6 +659,13 @@ class Limiter(slowapi.Limiter):
 
     def _check_request_limit(self, *_: Any, **__: Any) -> NoReturn:
         raise ConfigurationError(FOREIGN_MIDDLEWARE)
+
+
+def _at_once(units: object, ttl_s: object, *, name: str = "", on_outage: OnOutage | None = None) -> Limit:
+    """So many units at once. Raises InvalidLimit."""
+    if type(units) is not int or type(ttl_s) is not int:
+        raise InvalidLimit(f"concurrency {units!r}, ttl_s {ttl_s!r}: use whole numbers, for example 3 and 60")
+    return Limit(amount=units, window_s=ttl_s, algorithm="concurrency", name=name, on_outage=on_outage)
 
 
 class _Done:

@@ -28,7 +28,8 @@ from service.errors import (
 from service.limits import headers, keys
 from service.limits.access import Access, Weighed
 from service.limits.calling import ask, is_coroutine
-from service.limits.decision import GIVE_BACK, Ask, Charge, Decision
+from service.limits.decision import GIVE_BACK, Ask, Charge, Decision, LeaseAsk
+from service.limits.held import fresh
 from service.limits.identity import ADDRESSES, Vouched
 from service.limits.limit import rate_limit_item
 from service.limits.plan import Plan, Rule
@@ -53,12 +54,13 @@ class Admission:
         charges: What was asked for.
         rules: The rule of each charge.
         decision: The answer; None if every rule was exempt, or nothing was asked because of a list.
+        lease: Under which it holds units of concurrency; None = it holds none.
         denied: Whoever asks is on the list of those who are never let in.
         by_gate: The middleware made it, and writes the headers.
         settled: What `deduct_when` decides has been decided.
     """
 
-    __slots__ = ("by_gate", "charges", "decision", "denied", "plan", "rules", "settled")
+    __slots__ = ("by_gate", "charges", "decision", "denied", "lease", "plan", "rules", "settled")
 
     def __init__(self, plan: Plan, rules: Sequence[Rule], charges: Sequence[Charge], decision: Decision | None) -> None:
         self.plan = plan
@@ -66,6 +68,7 @@ class Admission:
         self.charges = charges
         self.decision = decision
         self.denied = False
+        self.lease: str | None = None
         self.by_gate = True
         self.settled = not plan.deducts
 
@@ -120,7 +123,10 @@ async def admit(
     if asked is None:
         admission = Admission(plan, rules, (), None)
     else:
+        if plan.holds:
+            asked = LeaseAsk(asked.charges, fresh())
         admission = Admission(plan, rules, asked.charges, await limiter.engine.decide(asked))
+        admission.lease = asked.lease
         scope.setdefault("state", {})["view_rate_limit"] = admission
     scope.setdefault(ADMITTED, {})[limiter] = admission
     return admission
@@ -135,7 +141,7 @@ async def _admit_after_access(
     connection: HTTPConnection | None,
 ) -> Admission:
     """`admit`, where lists, bans or newcomers come before counting."""
-    weighed = Weighed(listed=access.listed(scope))
+    weighed, lease = Weighed(listed=access.listed(scope)), None
     if weighed.listed is None:
         scope[ADDRESSES] = limiter.addresses
         rules, asked, vouched = await _asked(plan, connection or _connection(scope, receive))
@@ -143,10 +149,13 @@ async def _admit_after_access(
             weighed = await access.weigh(asked, rules, vouched, scope)
     decision = weighed.decision
     if weighed.asked is not None and decision is None:
-        decision = await limiter.engine.decide(weighed.asked)
+        asked = LeaseAsk(weighed.asked.charges, fresh()) if plan.holds else weighed.asked
+        decision = await limiter.engine.decide(asked)
         access.decided(weighed.asked, decision)
+        lease = asked.lease
     charges = () if weighed.asked is None else weighed.asked.charges
     admission = Admission(plan, weighed.rules, charges, decision)
+    admission.lease = lease
     admission.denied = weighed.listed is False
     if decision is not None:
         scope.setdefault("state", {})["view_rate_limit"] = admission

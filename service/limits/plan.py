@@ -94,6 +94,11 @@ class Rule:
         computed = (self.limits, self.cost, self.scope, self.exempt_when, self.deduct_when)
         return not any(map(callable, computed)) and not is_coroutine(self.key_func)
 
+    @property
+    def holds(self) -> bool:
+        """Whether it is about units of concurrency."""
+        return not callable(self.limits) and any(limit.leases for limit in self.limits)
+
     def read(self, text: object) -> tuple[Limit, ...]:
         """The limits a `limits` function answered with."""
         return _read(text, self.algorithm, self.burst, self.name, self.on_outage)
@@ -131,6 +136,7 @@ class Plan:
         key_takes: How many arguments it takes, 0 or 1.
         by_address: It is `identity.client_address`, which needs only the ASGI scope.
         reads: A function gets the request, and may want to read the body.
+        holds: Units of concurrency are taken, under a lease.
         deducts: A charge may be given back when the response starts.
         asked: What `ask_ready` has made, by key.
     """
@@ -145,6 +151,7 @@ class Plan:
     key_takes: int = field(init=False)
     by_address: bool = field(init=False)
     reads: bool = field(init=False)
+    holds: bool = field(init=False)
     deducts: bool = field(init=False)
     asked: dict[str, Ask] = field(init=False)
 
@@ -163,6 +170,7 @@ class Plan:
         reads = reads and not self.by_address
         object.__setattr__(self, "reads", reads)
         object.__setattr__(self, "asked", {})
+        object.__setattr__(self, "holds", any(rule.holds for rule, _ in self.entries))
         object.__setattr__(self, "deducts", any(rule.deduct_when is not None for rule, _ in self.entries))
 
     def _prepare(self) -> tuple[Ready, ...]:

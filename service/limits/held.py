@@ -1,0 +1,116 @@
+"""Units of concurrency, held while something runs: renewed meanwhile, released with its end.
+
+A request holds its units from its admission until the last byte of its answer has been sent, a WebSocket until it is
+closed; an exception or a client that left ends both. Whoever dies with units in hand loses them a lease's length later.
+"""
+
+import asyncio
+import contextlib
+import secrets
+from collections.abc import Sequence
+from types import TracebackType
+
+from starlette.types import Message, Send
+
+from service.errors import NotAdmitted, StoreUnavailable
+from service.limits.decision import CHARGE, GIVE_BACK, Charge, Decision, LeaseAsk
+from service.limits.engine import Engine
+from service.logs import events
+
+log = events()
+
+RENEWALS = 3
+"""How often a lease is renewed in its length: two of them may be lost."""
+
+_BITS = 48
+
+
+def fresh() -> str:
+    """A lease nobody can guess, as an ask carries it: three integers of 48 bits."""
+    return " ".join(str(secrets.randbits(_BITS)) for _ in range(3))
+
+
+class Held:
+    """What has been taken under a lease.
+
+    Args:
+        engine: That it was taken with.
+        charges: The units; all others among them are none of its affair.
+        lease: Under which they are held.
+    """
+
+    def __init__(self, engine: Engine, charges: Sequence[Charge], lease: str) -> None:
+        self._engine = engine
+        self._charges = [charge for charge in charges if charge.limit.leases]
+        self._lease = lease
+        self._loop = asyncio.get_running_loop()
+        self._every_s = min(charge.limit.window_s for charge in self._charges) / RENEWALS
+        self._timer: asyncio.TimerHandle | None = self._loop.call_later(self._every_s, self._renew)
+
+    def _renew(self) -> None:
+        """By taking again: what a store forgot is held again, if there still is room."""
+        self._timer = self._loop.call_later(self._every_s, self._renew)
+        renewed = self._engine.decide(LeaseAsk(self._charges, self._lease, CHARGE))
+        renewed.add_done_callback(_renewed)
+
+    def release(self) -> "asyncio.Future[Decision] | None":
+        """Give the units back, at once; the answer to that need not be awaited. None = that has been done before."""
+        if self._timer is None:
+            return None
+        self._timer.cancel()
+        self._timer = None
+        released = self._engine.decide(LeaseAsk(self._charges, self._lease, GIVE_BACK))
+        released.add_done_callback(_released)
+        return released
+
+    def until_sent(self, send: Send) -> Send:
+        """`send`, releasing behind the last piece of a response."""
+
+        async def send_and_release(message: Message) -> None:
+            await send(message)
+            if message["type"] == "http.response.body" and not message.get("more_body"):
+                self.release()
+
+        return send_and_release
+
+
+def _renewed(answer: "asyncio.Future[Decision]") -> None:
+    if answer.cancelled():
+        return
+    if (error := answer.exception()) is not None:
+        log.warning("lease_not_renewed", error=error)
+    elif not answer.result().allowed:
+        log.warning("lease_lost", reason="it had ended, and others hold all units")
+
+
+def _released(answer: "asyncio.Future[Decision]") -> None:
+    if not answer.cancelled() and (error := answer.exception()) is not None:
+        log.warning("lease_not_released", error=error)
+
+
+class Holding:
+    """`async with limiter.lease("alice", 3):` holds a unit while the block runs.
+
+    Entering answers the decision. Raises NotAdmitted where no unit is free, and StoreUnavailable where nobody can tell.
+    """
+
+    def __init__(self, engine: Engine, charges: Sequence[Charge]) -> None:
+        self._engine = engine
+        self._charges = charges
+        self._held: list[Held] = []
+
+    async def __aenter__(self) -> Decision:
+        lease = fresh()
+        decision = await self._engine.decide(LeaseAsk(self._charges, lease))
+        if not decision.allowed:
+            raise NotAdmitted(decision)
+        self._held.append(Held(self._engine, self._charges, lease))
+        return decision
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        released = self._held.pop().release()
+        if released is not None and kind is None:
+            with contextlib.suppress(StoreUnavailable):  # it ends by itself, and the log tells
+                await asyncio.shield(released)
