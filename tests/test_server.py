@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 
 import pytest
 from topologies import PLACES, Place
@@ -166,3 +167,6 @@ def test_the_banner_is_lines_for_people_and_one_line_for_programs() -> None:
     ]
     assert "\n" not in banner.json()
     assert json.loads(banner.json())["workers"] == 2
+    also = replace(banner, grpc="127.0.0.1:8081")
+    assert "grpc       127.0.0.1:8081, Envoy's rate-limit service" in also.text().splitlines()
+    assert json.loads(also.json())["grpc"] == "127.0.0.1:8081"

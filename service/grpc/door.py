@@ -1,6 +1,7 @@
 """The door: takes gRPC connections from the socket that all workers share, and carries their bytes to the server.
 
-    open       one connection is accepted each time the socket is ready: the other workers get theirs
+    open       who has the fewest connections accepts the next: the others give it time. There are few of them, for
+               long, and each is one worker's
     retired    no more are accepted; every client is told GOAWAY, between two frames: it opens a connection elsewhere,
                ends its calls here, whatever came in meanwhile included, and closes
     ended      what has not closed by then is left to the server's own stop
@@ -20,6 +21,8 @@ from service.grpc.frames import GO_ELSEWHERE, Frames
 from service.logs import events
 
 _AGAIN_S = 0.5  # after the system had no descriptor or memory left
+_COURTESY_S = 0.0005  # a connection one has, that others may be faster
+_MOST_COURTESY_S = 0.004
 _log = events()
 
 
@@ -43,11 +46,12 @@ class Door:
         self._empty = asyncio.Event()
         self._joining: set[asyncio.Task[None]] = set()
         self._retired = False
+        self._pausing = False
 
     def open(self) -> None:
         """Begin to accept."""
         self._listener.setblocking(False)
-        self._loop.add_reader(self._listener.fileno(), self._accept)
+        self._listen()
 
     def address(self, peer: str) -> str | None:
         """The client's address, of a peer as the library names it; None = it is not known, as on a unix socket."""
@@ -82,7 +86,25 @@ class Door:
         for task in self._joining:
             task.cancel()
         for outside in list(self._outside):
-            outside.transport.abort()
+            outside.abort()
+
+    def _listen(self) -> None:
+        if not self._retired:
+            self._loop.add_reader(self._listener.fileno(), self._ready)
+
+    def _ready(self) -> None:
+        """Somebody wants in."""
+        if not self.connections:
+            self._accept()
+            return
+        self._loop.remove_reader(self._listener.fileno())
+        self._loop.call_later(min(self.connections * _COURTESY_S, _MOST_COURTESY_S), self._accept_now)
+
+    def _accept_now(self) -> None:
+        if not self._retired:
+            self._accept()
+        if not self._pausing:
+            self._listen()
 
     def _accept(self) -> bool:
         """Take one connection; false = there is none."""
@@ -92,22 +114,25 @@ class Door:
             return False
         except OSError as error:
             _log.error("grpc_accept_failed", error=error, next_try_s=_AGAIN_S)
+            self._pausing = True
             self._loop.remove_reader(self._listener.fileno())
-            self._loop.call_later(_AGAIN_S, self._accept_again)
+            self._loop.call_later(_AGAIN_S, self._listen_again)
             return False
         task = self._loop.create_task(self._join(accepted, address[0] if isinstance(address, tuple) else None))
         self._joining.add(task)
-        task.add_done_callback(self._joined)
+        task.add_done_callback(lambda task: self._joined(task, accepted))
         return True
 
-    def _accept_again(self) -> None:
-        if not self._retired:
-            self._loop.add_reader(self._listener.fileno(), self._accept)
+    def _listen_again(self) -> None:
+        self._pausing = False
+        self._listen()
 
-    def _joined(self, task: "asyncio.Task[None]") -> None:
+    def _joined(self, task: "asyncio.Task[None]", accepted: socket.socket) -> None:
         self._joining.discard(task)
         self._empty.set()
-        if not task.cancelled() and (error := task.exception()) is not None:
+        if task.cancelled():
+            accepted.close()  # it may not have begun
+        elif (error := task.exception()) is not None:
             _log.error("grpc_connection_failed", error=error)
 
     async def _join(self, accepted: socket.socket, address: str | None) -> None:
@@ -116,6 +141,7 @@ class Door:
         inner = socket.socket(socket.AF_UNIX)
         self._number += 1
         name = self._folder / f"{self._number}"
+        outside = _Outside(self, str(name))
         try:
             inner.setblocking(False)
             inner.bind(str(name))
@@ -123,14 +149,14 @@ class Door:
             name.unlink()
             if address is not None:
                 self._peers[str(name)] = address
-            outside = _Outside(self, str(name))
             await self._loop.connect_accepted_socket(lambda: outside, accepted)
             await self._loop.create_unix_connection(lambda: outside.inside, sock=inner)
         except BaseException:
             self._peers.pop(str(name), None)
             name.unlink(missing_ok=True)
-            for end in (inner, accepted):
-                end.close()
+            inner.close()
+            outside.abort()
+            accepted.close()
             raise
 
     def entered(self, outside: "_Outside") -> None:
@@ -179,6 +205,10 @@ class _Outside(asyncio.Protocol):
             self._away = False
             data = data[:place] + GO_ELSEWHERE + data[place:]
         self.transport.write(data)
+
+    def abort(self) -> None:
+        if hasattr(self, "transport"):
+            self.transport.abort()
 
     def send_away(self) -> None:
         if self._frames.between:

@@ -1,5 +1,7 @@
 """Where gRPC cannot be served, that is said at once, in one line, with what to do."""
 
+import asyncio
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +11,7 @@ from running import command, environment
 
 from service import grpc
 from service.errors import ConfigurationError
+from service.grpc.server import Server
 
 
 def test_a_missing_package_is_told_with_the_command_that_brings_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -26,8 +29,6 @@ def test_windows_is_told_what_to_leave_out(monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX")
 def test_a_port_that_is_taken_is_told_by_the_option_it_came_from(tmp_path: Path) -> None:
-    import socket
-
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         done = subprocess.run(
@@ -45,3 +46,12 @@ def test_the_parent_loads_none_of_it() -> None:
     program = "import sys, service.server; service.server.grpc.check(); sys.exit('grpc' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], env=environment(), timeout=60, check=False)
     assert done.returncode == 0
+
+
+async def test_a_connection_that_says_nothing_is_closed() -> None:
+    """After the time that an HTTP client has for its header."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    async with Server(listener, {}, header_s=0.2), asyncio.timeout(20):
+        reader, writer = await asyncio.open_connection(*listener.getsockname())
+        assert await reader.read() != b"", "the server's first frame"
+        writer.close()
