@@ -5,8 +5,10 @@
     │   ├── InvalidLimit     a limit string, algorithm or burst that cannot be meant
     │   └── InvalidCatalog   a catalog file: file, line and column of all that is wrong (limits/catalog)
     ├── InvalidInput         a caller's value is wrong; names the field; nothing was charged
-    │   └── NoIdentity       a key function found nobody to charge: 400
-    │       └── Unauthenticated  nor a credential that would have told: 401
+    │   ├── NoIdentity       a key function found nobody to charge: 400
+    │   │   └── Unauthenticated  nor a credential that would have told: 401
+    │   ├── NotHeld          a reservation or lease that is unknown or has ended: 404
+    │   └── AlreadySettled   a reservation that was settled at another cost: 409
     ├── StoreUnavailable     no answer from Redis within the deadline
     ├── ServiceUnavailable   no usable answer from the onequota service that was asked (client)
     ├── AccessDenied         that service wants another API key, or one that may ask this (client)
@@ -41,6 +43,7 @@ _TITLES = {
     404: "Not Found",
     405: "Method Not Allowed",
     408: "Request Timeout",
+    409: "Conflict",
     413: "Content Too Large",
     415: "Unsupported Media Type",
     422: "Unprocessable Content",
@@ -69,7 +72,10 @@ class InvalidInput(OnequotaError, ValueError):
     Attributes:
         field: Where it stands, as the caller wrote it: `cost`, `checks[17].key`.
         reason: What was wanted and what came.
+        status: What it is answered with over HTTP.
     """
+
+    status: ClassVar[int] = 422
 
     def __init__(self, field: str, reason: str) -> None:
         super().__init__(f"{field}: {reason}")
@@ -80,6 +86,8 @@ class InvalidInput(OnequotaError, ValueError):
 class NoIdentity(InvalidInput):
     """A key function returned nothing: there is nobody to charge, so the request is refused with 400."""
 
+    status = 400
+
 
 class Unauthenticated(NoIdentity):
     """There is no credential to charge, or none that holds: 401.
@@ -88,9 +96,23 @@ class Unauthenticated(NoIdentity):
         challenge: What the answer's `WWW-Authenticate` says.
     """
 
+    status = 401
+
     def __init__(self, field: str, reason: str, challenge: str) -> None:
         super().__init__(field, reason)
         self.challenge = challenge
+
+
+class NotHeld(InvalidInput):
+    """There is no such reservation or lease, or none any more: unknown, refused, released, or expired."""
+
+    status = 404
+
+
+class AlreadySettled(InvalidInput):
+    """A reservation was settled before, at another cost; that holds."""
+
+    status = 409
 
 
 class IdentityUnavailable(OnequotaError):

@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from service.errors import InvalidInput
+from service.errors import AlreadySettled, InvalidInput, NotHeld
 from service.limits.limit import Limit
 
 CHARGE, LOOK, GIVE_BACK, DEBIT, RENEW = range(5)
@@ -23,7 +23,10 @@ ONCE = 8
 HELD = 16
 """Added to the kind of an ask under a lease."""
 
-DONE, REPLAYED, CONFLICT = 0, 1, 2
+SETTLES = 32
+"""Added, with ONCE, to the kind of an ask that settles what was charged with a token."""
+
+DONE, REPLAYED, CONFLICT, CLOSED = range(4)
 """What became of an ask that carries a token, as its reply says."""
 
 
@@ -121,7 +124,7 @@ class TokenAsk(Ask):
     ) -> None:
         super().__init__(charges, kind, at_us)
         counters = hashlib.blake2b(b" ".join(self.names), digest_size=6).digest()
-        content = hashlib.blake2b(token.fingerprint + bytes([kind]), digest_size=16).digest()
+        content = hashlib.blake2b(token.fingerprint + bytes([self._bound_to(kind)]), digest_size=16).digest()
         parts = [content[at : at + 4] for at in (0, 4, 8, 12)] + [counters]
         self.token = token
         self.lease = lease
@@ -130,6 +133,48 @@ class TokenAsk(Ask):
         self.width += 2
         held = () if lease is None else (lease,)
         self.words = _words(self, kind + ONCE + (0 if lease is None else HELD), *held, *self.numbers)
+
+    def _bound_to(self, kind: int) -> int:
+        """The kind that a token comes again with."""
+        return kind
+
+
+class SettleAsk(TokenAsk):
+    """Makes what was charged with a token cost what is true, once: gives back too much, or debits too little.
+
+    Attributes:
+        token: The token of that charge; kept as long again from now on.
+        settled: The true cost: asked again with it, the answer comes again.
+        open_s: How long after the charge it may be settled, seconds.
+    """
+
+    __slots__ = ("open_s", "settled")
+
+    def __init__(self, charges: Sequence[Charge], token: Token, kind: int, settled: int, open_s: int) -> None:
+        super().__init__(charges, token, kind)
+        self.settled = settled
+        self.open_s = open_s
+        self.words = _words(self, kind + ONCE + SETTLES, *self.numbers, settled + 1, open_s * 1_000_000)
+
+    def _bound_to(self, kind: int) -> int:
+        return CHARGE
+
+
+def remade(ask: Ask, charges: Sequence[Charge], kind: int, *, token: Token | None = None, at_us: int = 0) -> Ask:
+    """The same ask of other charges: a part of it, or what stands for it elsewhere.
+
+    Args:
+        ask: Which.
+        charges: These instead.
+        kind: That of `ask`; LOOK, which has no token; or what undoes it.
+        token: In place of its own, if it has one.
+        at_us: For GIVE_BACK.
+    """
+    if isinstance(ask, TokenAsk) and kind != LOOK:
+        if isinstance(ask, SettleAsk):
+            return SettleAsk(charges, token or ask.token, kind, ask.settled, ask.open_s)
+        return TokenAsk(charges, token or ask.token, kind, at_us, ask.lease)
+    return Ask(charges, kind, at_us) if ask.lease is None else LeaseAsk(charges, ask.lease, kind)
 
 
 def _words(ask: Ask, kind: int, *head: object) -> str:
@@ -236,6 +281,7 @@ def read(ask: Ask, at_us: int, numbers: Sequence[int], start: int) -> Decision:
 
     Raises:
         InvalidInput: The ask carries a token that came with other content before.
+        AlreadySettled, NotHeld: There is nothing to settle, or it was settled at another cost.
     """
     charges = ask.charges
     if ask.width == 4:  # nearly every request has one limit; what it costs is paid on each
@@ -247,6 +293,10 @@ def read(ask: Ask, at_us: int, numbers: Sequence[int], start: int) -> Decision:
     if isinstance(ask, TokenAsk):
         outcome, at_us = numbers[start : start + 2]
         start += 2
+        if outcome == CLOSED:
+            raise NotHeld("id", "names no reservation that is open: unknown, refused, or too long ago")
+        if outcome == CONFLICT and isinstance(ask, SettleAsk):
+            raise AlreadySettled("cost", "it was settled before, at another cost")
         if outcome == CONFLICT:
             raise InvalidInput("Idempotency-Key", "was used before for something else; send a new one")
         if outcome == REPLAYED:

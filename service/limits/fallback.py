@@ -31,10 +31,10 @@ from service.limits.decision import (
     Charge,
     Decision,
     Degraded,
-    LeaseAsk,
+    SettleAsk,
     Standing,
-    TokenAsk,
     read,
+    remade,
 )
 from service.limits.limit import OnOutage
 from service.limits.share import Place, share
@@ -82,10 +82,11 @@ class Fallback:
             here: What is to be undone or settled was charged here.
 
         Raises:
-            StoreUnavailable: Nobody decides: `deny`, or the store has what is to be given back or renewed.
+            StoreUnavailable: Nobody decides: `deny`, or the store has what is to be given back, renewed or settled.
             InvalidInput: Its token came with other content before.
         """
-        if not here and (ask.kind in (GIVE_BACK, RENEW) or self.policy(ask) == "deny"):
+        elsewhere = ask.kind in (GIVE_BACK, RENEW) or isinstance(ask, SettleAsk)
+        if not here and (elsewhere or self.policy(ask) == "deny"):
             raise error.once_more()
         counted = [charge for charge in ask.charges if (charge.limit.on_outage or self.on_outage) == "local"]
         at_us, told = self._count(ask, counted) if counted else (self._counters().clock(), [])
@@ -114,7 +115,7 @@ class Fallback:
         at_us = spent.clock()
         found: Iterator[Standing] = iter(())
         if parts:
-            of_mine = _like(ask, parts, kind)
+            of_mine = remade(ask, parts, kind, at_us=ask.at_us)
             numbers = spent.decide(of_mine)
             _, at_us, told = read(of_mine, numbers[0], numbers, 1)
             found = iter(told)
@@ -140,15 +141,6 @@ class Fallback:
             return Place(slot=slot.number, workers=status.told().workers, hosts=self._hosts)
         workers = _siblings()
         return Place(slot=0 if workers == 1 else None, workers=workers, hosts=self._hosts)
-
-
-def _like(ask: Ask, charges: list[Charge], kind: int) -> Ask:
-    """The same for other charges; a look needs neither token nor lease."""
-    if isinstance(ask, TokenAsk) and kind != LOOK:
-        return TokenAsk(charges, ask.token, kind, ask.at_us, ask.lease)
-    if ask.lease is not None and kind != LOOK:
-        return LeaseAsk(charges, ask.lease, kind)
-    return Ask(charges, kind, ask.at_us)
 
 
 @cache

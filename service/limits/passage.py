@@ -19,7 +19,6 @@ from service.errors import (
     REDUCED_CAPACITY,
     IdentityUnavailable,
     InvalidInput,
-    NoIdentity,
     OnequotaError,
     StoreUnavailable,
     Unauthenticated,
@@ -313,14 +312,13 @@ def problem_response(status: int, detail: str, **more: Any) -> Response:
 
 
 def fault(error: OnequotaError) -> Response:
-    """The answer when nobody could be charged: 503 without a store, 400 or 401 without an identity, else 422."""
+    """The answer when nobody could be charged: 503 without a store, else what the error says."""
     if isinstance(error, (IdentityUnavailable, StoreUnavailable)):  # logged where it is known why, not once a request
         return _away()
     if not isinstance(error, InvalidInput):
         raise error
-    status = 401 if isinstance(error, Unauthenticated) else 400 if isinstance(error, NoIdentity) else 422
     extra = {"errors": [{"field": error.field, "reason": error.reason}]}
-    response = problem_response(status, str(error), extra=extra)
+    response = problem_response(error.status, str(error), extra=extra)
     if isinstance(error, Unauthenticated):
         response.headers["www-authenticate"] = error.challenge
     return response

@@ -8,7 +8,8 @@
 --            <times> requests in a row are alike but for their keys
 --            kind 0 charges, 1 looks, 2 gives back what was charged at <at> microseconds (0 = now), 3 charges whatever
 --            is left and never refuses, 4 renews a lease; + 8 with a token, see once.lua;
---            + 16 with a lease: three integers of 48 bits, behind <at>, under which units of concurrency are held
+--            + 16 with a lease: three integers of 48 bits, behind <at>, under which units of concurrency are held;
+--            + 40 settles what was charged with a token, by giving back or charging whatever is left
 -- Returns  now, then per charge: remaining units, reset_us, retry_us, next_us (all >= 0)
 --            a request is allowed when every retry_us of it is 0; of what gives back or renews a lease, that is
 --            told of units which the lease did not hold
@@ -120,17 +121,18 @@ while i <= n do
       at = a[i] > 0 and min(a[i], now) or now
       i = i + 1
     end
-    if kind > 15 then
+    if kind % 32 > 15 then
       lease = fmt('%d %d %d', a[i], a[i + 1], a[i + 2])
-      kind, i = kind - 16, i + 3
+      i = i + 3
     end
-    if kind > 7 then
+    if kind % 16 > 7 then
       once = once or (function()
 --@once
       end)()
-      for _ = 1, times do once(base, count, at, i) end
-      i, times = i + 6, 0
+      for _ = 1, times do once(base, count, at, i, kind > 31) end
+      i, times = i + (kind > 31 and 8 or 6), 0
     end
+    kind = base
   end
   for _ = 1, times do request(kind, count, at, i) end
   i, lease = i + 7 * count, nil

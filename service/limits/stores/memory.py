@@ -9,7 +9,20 @@ from service.limits import keys
 from service.limits.algorithms import TWINS
 from service.limits.algorithms.concurrency import Concurrency
 from service.limits.algorithms.contract import Definition, Twin
-from service.limits.decision import CHARGE, CONFLICT, DEBIT, DONE, GIVE_BACK, LOOK, RENEW, REPLAYED, Ask, TokenAsk
+from service.limits.decision import (
+    CHARGE,
+    CLOSED,
+    CONFLICT,
+    DEBIT,
+    DONE,
+    GIVE_BACK,
+    LOOK,
+    RENEW,
+    REPLAYED,
+    Ask,
+    SettleAsk,
+    TokenAsk,
+)
 
 NOTHING = 7
 """A kind that only shows: what a token asks for again is neither done nor waited for."""
@@ -53,14 +66,17 @@ class MemoryStore:
         return numbers
 
     def _once(self, ask: TokenAsk, now_us: int) -> list[int]:
-        """The twin of `once.lua`. A record: ((fingerprint and counters, at_us, standings), until_us)."""
+        """The twin of `once.lua`. A record: ((fingerprint and counters, at_us, settled, standings), until_us)."""
         keep_us, *marks = ask.numbers
         known, until_us = self._kept.get(ask.token.key, (None, 0))
-        if until_us <= now_us:
+        known = cast("tuple[list[int], int, int, list[int]] | None", known if until_us > now_us else None)
+        if isinstance(ask, SettleAsk):
+            return self._settle(ask, known, now_us)
+        if known is None:
             standings = self._one(ask, ask.kind, now_us)
-            self._kept[ask.token.key] = ((marks, now_us, standings), now_us + keep_us)
+            self._kept[ask.token.key] = ((marks, now_us, 0, standings), now_us + keep_us)
             return [DONE, now_us, *standings]
-        first, at_us, standings = cast("tuple[list[int], int, list[int]]", known)
+        first, at_us, _, standings = known
         if first[:4] != marks[:4]:
             return [CONFLICT, now_us, *[0] * (4 * len(ask.charges))]
         if first != marks:  # other limits than then: the same verdict, on these as they stand
@@ -70,12 +86,27 @@ class MemoryStore:
             at_us = now_us
         return [REPLAYED, at_us, *standings]
 
-    def _one(self, ask: Ask, kind: int, now_us: int) -> list[int]:
+    def _settle(self, ask: SettleAsk, known: tuple[list[int], int, int, list[int]] | None, now_us: int) -> list[int]:
+        nothing = [0] * (4 * len(ask.charges))
+        keep_us, *marks = ask.numbers
+        if known is None or known[0] != marks or any(known[3][2::4]):
+            return [CLOSED, now_us, *nothing]
+        _, at_us, settled, standings = known
+        if settled:
+            again = settled == ask.settled + 1
+            return [REPLAYED, at_us, *standings] if again else [CONFLICT, now_us, *nothing]
+        if now_us >= at_us + ask.open_s * 1_000_000:
+            return [CLOSED, now_us, *nothing]
+        standings = self._one(ask, ask.kind, now_us, at_us)
+        self._kept[ask.token.key] = ((marks, now_us, ask.settled + 1, standings), now_us + keep_us)
+        return [DONE, now_us, *standings]
+
+    def _one(self, ask: Ask, kind: int, now_us: int, at_us: int = 0) -> list[int]:
         twins = [self._load(charge.key, charge.limit.definition, now_us) for charge in ask.charges]
         costs = [charge.cost for charge in ask.charges]
         waits = [_wait(twin, cost, kind, ask.lease) for twin, cost in zip(twins, costs, strict=True)]
         passes = not any(waits)
-        at_us = min(ask.at_us or now_us, now_us)
+        at_us = min(at_us or ask.at_us or now_us, now_us)
         numbers: list[int] = []
         for charge, twin, wait_us in zip(ask.charges, twins, waits, strict=True):
             changed = kind in (CHARGE, RENEW, DEBIT) and charge.cost > 0 and passes
