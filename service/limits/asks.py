@@ -4,7 +4,8 @@
     {"at_us": 1764005525000000, "answers": [[9, 60000000, 0, 60000000], ...]}
 
 A key says all of a limit that counts (`Limit.spelling`). Beside `kind` and `charges` an ask may have `at_us`, a `token`
-({"key", "fingerprint", "keep_s"}) and a `lease`. An answer has the integers that a store has for the ask.
+({"key", "fingerprint", "keep_s"}), with it `settles` ({"cost", "open_s"}), and a `lease`. An answer has the integers
+that a store has for the ask.
 """
 
 import re
@@ -15,10 +16,11 @@ from typing import Annotated, Any, Literal, NotRequired
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
 from typing_extensions import TypedDict  # pydantic wants this one before Python 3.12
 
-from service.errors import InvalidInput, InvalidLimit, StoreUnavailable
+from service.errors import InvalidInput, InvalidLimit, NotHeld, StoreUnavailable
 from service.limits import keys
 from service.limits.decision import (
     CHARGE,
+    CLOSED,
     CONFLICT,
     DEBIT,
     DONE,
@@ -30,6 +32,7 @@ from service.limits.decision import (
     Charge,
     Decision,
     LeaseAsk,
+    SettleAsk,
     Token,
     TokenAsk,
 )
@@ -52,6 +55,12 @@ class _Token(TypedDict):
 
 
 @with_config(_STRICT)
+class _Settles(TypedDict):
+    cost: Annotated[int, Field(ge=0, le=LARGEST_AMOUNT)]
+    open_s: Annotated[int, Field(ge=1, le=_LONGEST_KEPT_S)]
+
+
+@with_config(_STRICT)
 class _Ask(TypedDict):
     kind: Literal["charge", "look", "give_back", "debit", "renew"]
     charges: Annotated[
@@ -59,6 +68,7 @@ class _Ask(TypedDict):
     ]
     at_us: NotRequired[Annotated[int, Field(ge=0, lt=1 << 53)]]
     token: NotRequired[_Token]
+    settles: NotRequired[_Settles]
     lease: NotRequired[Annotated[str, Field(max_length=47)]]
 
 
@@ -76,7 +86,7 @@ def document(asks: Sequence[Ask]) -> dict[str, Any]:
 
 
 def _sent(ask: Ask) -> dict[str, Any]:
-    if type(ask) not in (Ask, LeaseAsk, TokenAsk):  # read as one of these it would do something else
+    if type(ask) not in (Ask, LeaseAsk, SettleAsk, TokenAsk):  # read as one of these it would do something else
         raise StoreUnavailable(f"{type(ask).__name__} does not travel to a service", reason="refused", maybe_done=False)
     said: dict[str, Any] = {
         "kind": _NAMES[ask.kind],
@@ -87,6 +97,8 @@ def _sent(ask: Ask) -> dict[str, Any]:
     if isinstance(ask, TokenAsk):
         key, fingerprint, keep_s = ask.token
         said["token"] = {"key": key.decode(), "fingerprint": fingerprint.hex(), "keep_s": keep_s}
+    if isinstance(ask, SettleAsk):
+        said["settles"] = {"cost": ask.settled, "open_s": ask.open_s}
     if ask.lease is not None:
         said["lease"] = ask.lease
     return said
@@ -118,11 +130,16 @@ def _read(said: Any, space: str, at: str) -> Ask:
     if lease is not None and not _is_lease(lease):
         raise InvalidInput(f"{at}.lease", "is none")
     at_us = said.get("at_us", 0)
+    if "settles" in said:
+        if kind not in (GIVE_BACK, DEBIT) or "token" not in said or lease is not None:
+            raise InvalidInput(f"{at}.settles", "goes with give_back or debit and a token, without a lease")
+        token = _token(said["token"], space, f"{at}.token")
+        return SettleAsk(charges, token, kind, said["settles"]["cost"], said["settles"]["open_s"])
     if "token" in said:
         return TokenAsk(charges, _token(said["token"], space, f"{at}.token"), kind, at_us, lease)
     if not charges:
         raise InvalidInput(f"{at}.charges", "none; only with a token there may be none")
-    return Ask(charges, kind, at_us) if lease is None else LeaseAsk(charges, lease, kind)
+    return Ask(charges, kind, at_us) if lease is None else LeaseAsk(charges, lease, kind, at_us)
 
 
 def _charge(key: str, cost: int, kind: int, space: str, at: str) -> Charge:
@@ -209,19 +226,25 @@ def _is_lease(text: str) -> bool:
     return match is not None and all(int(number) < 1 << _LEASE_BITS for number in match.groups())
 
 
-def answers(asks: Sequence[Ask], decisions: Sequence[Decision | None]) -> dict[str, Any]:
-    """Decisions as they travel back; None = the ask's token came with other content before.
+def outcome(error: InvalidInput) -> int:
+    """Why an ask was not decided, as its reply says it."""
+    return CLOSED if isinstance(error, NotHeld) else CONFLICT
+
+
+def answers(asks: Sequence[Ask], decisions: Sequence[Decision | int]) -> dict[str, Any]:
+    """Decisions as they travel back, or what `outcome` says.
 
     They may have been made in several calls: `at_us` is the first one's, so that whoever gives back what was charged
     around the end of a window never gives back to the next one.
     """
-    at_us = min((found.at_us for found in decisions if found is not None and not found.replayed), default=0)
+    made = [found for found in decisions if not isinstance(found, int)]
+    at_us = min((found.at_us for found in made if not found.replayed), default=0)
     return {"at_us": at_us, "answers": [_numbers(*pair) for pair in zip(asks, decisions, strict=True)]}
 
 
-def _numbers(ask: Ask, decision: Decision | None) -> list[int]:
-    if decision is None:
-        return [CONFLICT, 0, *[0] * (ask.width - 2)]
+def _numbers(ask: Ask, decision: Decision | int) -> list[int]:
+    if isinstance(decision, int):
+        return [decision, 0, *[0] * (ask.width - 2)]
     numbers = [REPLAYED if decision.replayed else DONE, decision.at_us] if isinstance(ask, TokenAsk) else []
     for _, _, *standing in decision.standings:
         numbers += standing

@@ -99,8 +99,8 @@ class LeaseAsk(Ask):
 
     __slots__ = ("lease",)
 
-    def __init__(self, charges: Sequence[Charge], lease: str, kind: int = CHARGE) -> None:
-        super().__init__(charges, kind)
+    def __init__(self, charges: Sequence[Charge], lease: str, kind: int = CHARGE, at_us: int = 0) -> None:
+        super().__init__(charges, kind, at_us)
         self.lease = lease
         self.words = _words(self, kind + HELD, lease)
 
@@ -174,7 +174,7 @@ def remade(ask: Ask, charges: Sequence[Charge], kind: int, *, token: Token | Non
         if isinstance(ask, SettleAsk):
             return SettleAsk(charges, token or ask.token, kind, ask.settled, ask.open_s)
         return TokenAsk(charges, token or ask.token, kind, at_us, ask.lease)
-    return Ask(charges, kind, at_us) if ask.lease is None else LeaseAsk(charges, ask.lease, kind)
+    return Ask(charges, kind, at_us) if ask.lease is None else LeaseAsk(charges, ask.lease, kind, at_us)
 
 
 def _words(ask: Ask, kind: int, *head: object) -> str:

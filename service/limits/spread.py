@@ -27,6 +27,7 @@ from service.limits.decision import (
     Standing,
     Token,
     TokenAsk,
+    remade,
 )
 from service.limits.fallback import Fallback
 from service.limits.lane import Counters, Lane, StandIn, Waiting, late
@@ -295,7 +296,7 @@ class Spread(StandIn):
     async def _decide(self, ask: Ask, answer: "asyncio.Future[Decision]") -> None:
         try:
             if isinstance(ask, TokenAsk):
-                await self._of(TokenAsk([], ask.token, ask.kind, ask.at_us))
+                await self._of(remade(ask, [], ask.kind, at_us=ask.at_us))
             parts = self._parts(ask)
             if ask.kind == CHARGE:
                 decision = await self._in_turn(ask, parts, answer)
@@ -341,11 +342,8 @@ class Spread(StandIn):
 
     async def _undone(self, ask: Ask, part: Part, decision: Decision) -> Decision:
         try:
-            if isinstance(ask, TokenAsk):
-                token = _beside(part.ask.charges[0].key, ask.token, "back")
-                back: Ask = TokenAsk(part.ask.charges, token, GIVE_BACK, decision.at_us)
-            else:
-                back = Ask(part.ask.charges, GIVE_BACK, decision.at_us)
+            token = _beside(part.ask.charges[0].key, ask.token, "back") if isinstance(ask, TokenAsk) else None
+            back = remade(ask, part.ask.charges, GIVE_BACK, token=token, at_us=decision.at_us)
             return await (super().stand_in(back, here=True) if decision.degraded else self._of(back))
         except StoreUnavailable:
             self._counters.unsettled += 1
@@ -370,10 +368,8 @@ class Spread(StandIn):
         if isinstance(at_us, Moment):
             before = at_us.by_slot.get(slot)
             at_us, here = (int(at_us), False) if before is None else (before.at_us, before.degraded)
-        if isinstance(ask, TokenAsk):
-            own: Ask = TokenAsk(charges, _beside(charges[0].key, ask.token, "once"), ask.kind, at_us)
-        else:
-            own = Ask(charges, ask.kind, at_us)
+        token = _beside(charges[0].key, ask.token, "once") if isinstance(ask, TokenAsk) else None
+        own = remade(ask, charges, ask.kind, token=token, at_us=at_us)
         return Part(slot, tuple(indexes), own, here)
 
     def _start(self, work: Coroutine[None, None, None]) -> None:

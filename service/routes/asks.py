@@ -106,10 +106,10 @@ def _space(caller: Caller) -> str:
     return f"asks/{caller.inline}"
 
 
-def _decision(done: "asyncio.Future[Decision]") -> Decision | None:
-    """What the store decided; None = the ask's token came with other content before. Raises StoreUnavailable."""
-    if isinstance(done.exception(), InvalidInput):
-        return None
+def _decision(done: "asyncio.Future[Decision]") -> Decision | int:
+    """What the store decided, or why nothing. Raises StoreUnavailable."""
+    if isinstance(error := done.exception(), InvalidInput):
+        return asks.outcome(error)
     if done.result().degraded:  # there was nothing to charge, so no limit said that nobody else may decide
         raise StoreUnavailable("Redis is away", maybe_done=False)
     return done.result()

@@ -7,11 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.errors import InvalidInput, InvalidLimit, StoreUnavailable
+from service.errors import AlreadySettled, InvalidInput, InvalidLimit, NotHeld, StoreUnavailable
 from service.limits import asks, keys
 from service.limits.algorithms import KNOWN
 from service.limits.decision import (
     CHARGE,
+    CLOSED,
+    CONFLICT,
     DEBIT,
     GIVE_BACK,
     LOOK,
@@ -21,6 +23,7 @@ from service.limits.decision import (
     Decision,
     LeaseAsk,
     Replayed,
+    SettleAsk,
     Standing,
     Token,
     TokenAsk,
@@ -62,7 +65,10 @@ def some_asks(draw):
     lease = draw(st.none() | st.integers(0, 2**48 - 1).map(lambda number: f"{number} 7 0"))
     if draw(st.booleans()) and kind != LOOK:
         token = Token(keys.once(draw(TEXTS), draw(TEXTS), draw(TEXTS)), draw(st.binary(min_size=16, max_size=16)), 60)
-        return TokenAsk(draw(st.just(charges) | st.just([])), token, kind, at_us, lease)
+        charges = draw(st.just(charges) | st.just([]))
+        if kind in (GIVE_BACK, DEBIT) and draw(st.booleans()):
+            return SettleAsk(charges, token, kind, draw(st.integers(0, 10**9)), 600)
+        return TokenAsk(charges, token, kind, at_us, lease)
     return Ask(charges, kind, at_us) if lease is None or kind == GIVE_BACK else LeaseAsk(charges, lease, kind)
 
 
@@ -84,6 +90,8 @@ def test_what_arrives_is_what_was_sent_but_for_the_keys(sent):
         assert all(charge.limit.on_outage == "deny" for charge in after.charges)
         if isinstance(before, TokenAsk):
             assert after.token[1:] == before.token[1:]
+        if isinstance(before, SettleAsk):
+            assert (after.settled, after.open_s) == (before.settled, before.open_s)
 
 
 @given(st.lists(some_asks(), min_size=1, max_size=5), st.sampled_from(["", "a", "a/b", "a\0b"]))
@@ -149,9 +157,30 @@ def test_what_would_be_misread_does_not_travel():
 
 def test_a_token_that_came_with_other_content_is_told_so():
     ask = TokenAsk([Charge(Limit.parse("1/day")[0], b"k", 1)], Token(b"t", bytes(16), 60))
-    numbers = asks.numbers([ask], asks.answers([ask], [None]))
+    numbers = asks.numbers([ask], asks.answers([ask], [CONFLICT]))
     with pytest.raises(InvalidInput, match="was used before for something else"):
         read(ask, numbers[0], numbers, 1)
+
+
+@pytest.mark.parametrize(
+    ("outcome", "error"), [(CONFLICT, AlreadySettled("cost", "twice")), (CLOSED, NotHeld("id", "unknown"))]
+)
+def test_what_cannot_be_settled_is_told_as_it_is(outcome, error):
+    assert asks.outcome(error) == outcome
+    ask = SettleAsk([Charge(Limit.parse("1/day")[0], b"k", 1)], Token(b"t", bytes(16), 60), GIVE_BACK, 1, 60)
+    numbers = asks.numbers([ask], asks.answers([ask], [outcome]))
+    with pytest.raises(type(error)):
+        read(ask, numbers[0], numbers, 1)
+
+
+@pytest.mark.parametrize("wrong", [{"kind": "charge"}, {"lease": "1 2 3"}, {"token": None}])
+def test_to_settle_goes_with_a_token_and_without_a_lease(wrong):
+    token = {"key": "oq:{o}:t:once", "fingerprint": "0" * 32, "keep_s": 60}
+    said = {"kind": "debit", "charges": [], "token": token, "settles": {"cost": 1, "open_s": 60}, **wrong}
+    said = {name: value for name, value in said.items() if value is not None}
+    with pytest.raises(InvalidInput) as error:
+        asks.read(json.dumps({"asks": [said]}), "team")
+    assert error.value.field == "asks[0].settles"
 
 
 def test_of_several_calls_the_first_instant_is_told():
