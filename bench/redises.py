@@ -159,12 +159,16 @@ class RedisServer(Served):
         """Over the unix socket, for whoever manages it; it tries once."""
         return redis.Redis(unix_socket_path=self.socket, **{"retry": Retry(NoBackoff(), 0), **options})
 
-    def start(self) -> None:
-        """Raises TimeoutError if it does not answer, with what it said."""
+    def start(self, *options: str, wait: bool = True) -> None:
+        """Start, or start again, this time with more options; wait until it answers, not only listens.
+
+        Raises:
+            TimeoutError: It does not, with what it said.
+        """
         with Path(self.folder, "log").open("ab") as log:
-            self.process = subprocess.Popen(self._command, stdout=log, stderr=log)
+            self.process = subprocess.Popen([*self._command, *options], stdout=log, stderr=log)
         try:
-            becomes(self._answers, "answers")
+            becomes(Path(self.socket).exists if not wait else self._answers, "answers")
         except TimeoutError as error:
             raise TimeoutError(f"{self._command[0]}: {self.said()[-500:]}") from error
 
@@ -270,7 +274,7 @@ class RedisCluster(Served):
         self._certificates = certificates
         said = ["--cluster-enabled", "yes", "--cluster-node-timeout", str(node_timeout_ms), *options]
         said += ["--cluster-require-full-coverage", "no", "--cluster-replica-validity-factor", "0"]
-        said += ["--repl-diskless-sync-delay", "0"]
+        said += _HASTY_REPLICAS
         said += ["--tls-cluster", "yes", "--tls-replication", "yes"] if certificates is not None else []
         self.nodes: list[RedisServer] = []
         try:
@@ -317,15 +321,14 @@ class RedisCluster(Served):
                 return False
             views.add(frozenset((id_, flags.removeprefix("myself,"), *rest[5:]) for id_, _, flags, *rest in members))
             info = tell(node, "INFO", "replication")
-            if "role:slave" in info and "master_link_status:up" not in info:
+            if ("role:slave" in info and "master_link_status:up" not in info) or not _heard(info):
                 return False
         (view, *others) = views
         return not others and len(view) == len(self.nodes) and self._covered()
 
     def _covered(self) -> bool:
-        return "cluster_state:ok" in tell(self.nodes[0], "CLUSTER", "INFO") and all(
-            f"cluster_slots_ok:{SLOTS}" in tell(node, "CLUSTER", "INFO") for node in self.nodes
-        )
+        told = [tell(node, "CLUSTER", "INFO") for node in self.nodes]
+        return all("cluster_state:ok" in info and f"cluster_slots_ok:{SLOTS}" in info for info in told)
 
     def heal(self) -> None:
         """Wake and start whoever was stopped, and wait until all is well; whoever is primary now stays it."""
@@ -342,8 +345,10 @@ class RedisCluster(Served):
         return [node for node in alive if "role:master" in tell(node, "INFO", "replication")]
 
     def holder(self, slot: int) -> RedisServer:
-        """The primary that says that it has a slot."""
-        for node in self.primaries():
+        """The primary that says that it has a slot. Raises LookupError while none does."""
+        for node in self.nodes:
+            if node.process is None:
+                continue
             mine = next(line for line in self._members(node) if "myself" in line[2])
             for part in mine[8:]:
                 first, _, last = part.partition("-")
@@ -354,19 +359,18 @@ class RedisCluster(Served):
     def id_of(self, node: RedisServer) -> str:
         return next(line[0] for line in self._members(node) if "myself" in line[2])
 
-    def migrate(self, slot: int, target: RedisServer, *, meanwhile: Callable[[], None] = lambda: None) -> None:
+    def migrate(
+        self, slot: int, source: RedisServer, target: RedisServer, *, meanwhile: Callable[[], None] = lambda: None
+    ) -> None:
         """Move a slot, key by key, in the steps of the Cluster's documentation; call `meanwhile` after each key."""
-        source = self.holder(slot)
-        if source is target:
-            return
-        tell(target, "CLUSTER", "SETSLOT", slot, "IMPORTING", self.id_of(source))
-        tell(source, "CLUSTER", "SETSLOT", slot, "MIGRATING", self.id_of(target))
+        giver, taker = self.id_of(source), self.id_of(target)
+        tell(target, "CLUSTER", "SETSLOT", slot, "IMPORTING", giver)
+        tell(source, "CLUSTER", "SETSLOT", slot, "MIGRATING", taker)
         while keys := tell(source, "CLUSTER", "GETKEYSINSLOT", slot, 1):
             tell(source, "MIGRATE", "127.0.0.1", target.port, "", 0, 5000, "KEYS", *keys)
             meanwhile()
-        owner = self.id_of(target)
-        for node in [target, source, *(node for node in self.primaries() if node is not target and node is not source)]:
-            tell(node, "CLUSTER", "SETSLOT", slot, "NODE", owner)
+        tell(target, "CLUSTER", "SETSLOT", slot, "NODE", taker)
+        tell(source, "CLUSTER", "SETSLOT", slot, "NODE", taker)
 
     def flush(self) -> None:
         for node in self.primaries():
@@ -404,7 +408,7 @@ class RedisSentinels(Served):
     ) -> None:
         self.password = password
         secret = ["--requirepass", password, "--masterauth", password] if password else []
-        said = ["--repl-diskless-sync-delay", "0", "--replica-read-only", "yes", *secret, *options]
+        said = [*_HASTY_REPLICAS, *secret, *options]
         self.servers: list[RedisServer] = []
         self.sentinels: list[RedisServer] = []
         try:
@@ -462,15 +466,15 @@ class RedisSentinels(Served):
         becomes(self._settled, "the Sentinels agree")
 
     def _settled(self) -> bool:
-        roles = [tell(server, "ROLE", password=self.password) for server in self.servers]
-        if sorted(role[0] for role in roles) != ["master", "slave"] or not any(
-            role[3:4] == ["connected"] for role in roles
-        ):
+        said = [tell(server, "INFO", "replication", password=self.password) for server in self.servers]
+        if sorted("role:master" in info for info in said) != [False, True] or not all(map(_heard, said)):
+            return False
+        if not any("connected_slaves:1" in info for info in said):
             return False
         for sentinel in self.sentinels:
             (line,) = tell(sentinel, "SENTINEL", "MASTERS", password=self._secret)
-            said = dict(zip(line[::2], line[1::2], strict=True))
-            if (said["flags"], said["num-slaves"], said["num-other-sentinels"]) != ("master", "1", "2"):
+            seen = dict(zip(line[::2], line[1::2], strict=True))
+            if (seen["flags"], seen["num-slaves"], seen["num-other-sentinels"]) != ("master", "1", "2"):
                 return False
         return True
 
@@ -489,6 +493,15 @@ class RedisSentinels(Served):
     def close(self) -> None:
         for server in [*self.sentinels, *self.servers]:
             server.close()
+
+
+_HASTY_REPLICAS = ["--repl-diskless-sync-delay", "0", "--repl-ping-replica-period", "1"]
+"""They begin at once, and hear something each second even if nobody writes."""
+
+
+def _heard(info: str) -> bool:
+    """Whether replicas get what a primary writes: not before their first word, for which they take up to a second."""
+    return all(",offset=0," not in line for line in info.splitlines() if line.startswith("slave0:"))
 
 
 _HASTE = ["info-period", 500, "publish-period", 300, "tilt-trigger", 60_000]

@@ -41,4 +41,5 @@ def pytest_terminal_summary(terminalreporter):
         terminalreporter.section("figures")
         for test, figure in figures:
             if figure:
-                terminalreporter.write_line(f"{test.partition('[')[2].rstrip(']')}: {figure}")
+                name, _, case = test.partition("[")
+                terminalreporter.write_line(f"{case.rstrip(']') or name}: {figure}")

@@ -36,6 +36,8 @@ from service.limits.stores.contract import Elsewhere, Shard, Sharded
 
 AGAIN_S = 0.002
 """How long what was elsewhere waits until it is asked again: a server that is wrong about a slot is so for a while."""
+HEAR_EVERY_S = 0.5
+"""How often a worker hears where slots are while a server is away whose slots are asked for."""
 
 
 class Moment(int):
@@ -85,6 +87,11 @@ class ShardLane(Lane):
         super().__init__(loop, store, deadline_s, counters, fallback)
         self._spread = spread
 
+    def submit(self, ask: Ask) -> "asyncio.Future[Decision]":
+        if self._outage.open:
+            self._spread.hear_now_and_then()
+        return super().submit(ask)
+
     async def _decide(self, batch: list[Waiting]) -> None:
         answers = await self.store.answers([ask for ask, _, _ in batch])
         failed: list[Waiting] = []
@@ -111,13 +118,8 @@ class ShardLane(Lane):
             self._outage.failed(error, batch[0][0].names[0])
 
     async def _look(self, probe: Ask) -> None:
-        try:
-            (answer,) = await self.store.answers([probe])
-        except BaseException:
-            self._spread.hear()  # who else has its slots by now?
-            raise
+        (answer,) = await self.store.answers([probe])
         if isinstance(answer, StoreUnavailable):
-            self._spread.hear()
             raise answer
 
     async def retire(self) -> None:
@@ -149,6 +151,7 @@ class Spread(StandIn):
         self._homeless: list[tuple[Waiting, Shard | None, StoreUnavailable | None]] = []
         self._outage = Outage(loop, self._look, self._changed)
         self._hearing = False
+        self._heard_s = loop.time()
         self._closed = False
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -227,11 +230,17 @@ class Spread(StandIn):
         else:
             self._house()
 
+    def hear_now_and_then(self) -> None:
+        """Hear whether another server has the slots of one that is away."""
+        if self.loop.time() - self._heard_s > HEAR_EVERY_S:
+            self.hear()
+
     async def _hear(self, heard: Awaitable[None]) -> None:
         try:
             await heard
         finally:
             self._hearing = False
+            self._heard_s = self.loop.time()
             if not self.store.shards():
                 self._outage.failed(self._nowhere(), self._homeless[0][0][0].names[0] if self._homeless else b"")
             else:

@@ -27,7 +27,7 @@ from service.limits.algorithms import script
 from service.limits.decision import Ask
 from service.limits.stores.contract import ELSEWHERE, Answer
 from service.limits.stores.faults import unavailable
-from service.limits.stores.redis import BOARD_LOAD, Call, RedisOpener, RedisStore, board_call, read_board
+from service.limits.stores.redis import BOARD_LOAD, Call, RedisOpener, RedisStore, board_call, ended, read_board
 from service.redis_url import Host, Several
 
 REFRESH_EVERY_S = 0.1
@@ -254,9 +254,7 @@ class ClusterStore:
         except TimeoutError:
             self.why = "Redis is away: no server of the Cluster answered in time"
         finally:
-            for task in asked:
-                task.cancel()
-            await asyncio.gather(*asked, return_exceptions=True)
+            await ended(asked)
         return most
 
     async def _ask(self, shard: ClusterShard) -> "list[tuple[int, int, Host]]":

@@ -207,6 +207,15 @@ def read_board(answer: Sequence[Any]) -> tuple[int, list[tuple[bytes, bytes]]]:
     return answer[0], list(zip(answer[1::2], answer[2::2], strict=True))
 
 
+async def ended(tasks: "Sequence[asyncio.Task[Any]]") -> None:
+    """End tasks, whatever became of them. Python 3.11 may swallow a cancellation that comes while redis-py sends."""
+    while open_ := [task for task in tasks if not task.done()]:
+        for task in open_:
+            task.cancel()
+        await asyncio.wait(open_, timeout=0.01)
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
 class RedisOpener:
     """Opens a client per event loop for one URL.
 

@@ -22,7 +22,7 @@ from redis.exceptions import RedisError
 
 from service.errors import StoreUnavailable
 from service.limits.decision import Ask
-from service.limits.stores.redis import RedisOpener, RedisStore
+from service.limits.stores.redis import RedisOpener, RedisStore, ended
 from service.redis_url import Host, Several
 
 R = TypeVar("R")
@@ -63,6 +63,7 @@ class SentinelStore:
         self._at: Host | None = None
         self._primary: Primary | None = None
         self._why = ""
+        self._doubtful = False
         self._finding: asyncio.Task[None] | None = None
         self._context = contextvars.Context()  # the task must not live in the first request's context
 
@@ -89,17 +90,17 @@ class SentinelStore:
         try:
             return await do(primary)
         except StoreUnavailable as error:
-            self._find()
+            self._doubtful = True
             if error.maybe_done or await self._found() is primary:
                 raise
         except BaseException:  # the end of a deadline
-            self._find()
+            self._doubtful = True
             raise
         return await do(await self._found())
 
     async def _found(self) -> Primary:
-        """The primary as last heard of; waits for what is being heard."""
-        if self._primary is None:
+        """The primary as last heard of; after a failure as heard of now, so that no time is lost on an old one."""
+        if self._primary is None or self._doubtful:
             self._find()
         if self._finding is not None:
             await asyncio.shield(self._finding)
@@ -123,6 +124,7 @@ class SentinelStore:
         except (RedisError, OSError, StoreUnavailable) as error:
             self._why = f"Redis is away: {error}"
         finally:
+            self._doubtful = False  # whatever came of it: without Sentinels the last one named stays
             self._finding = None
 
     async def _named(self) -> Host | None:
@@ -147,9 +149,7 @@ class SentinelStore:
         except TimeoutError:
             pass
         finally:
-            for task in asked:
-                task.cancel()
-            await asyncio.gather(*asked, return_exceptions=True)
+            await ended(asked)
         if votes:
             return votes.most_common(1)[0][0]
         self._why = f"Redis is away: {why}"

@@ -1,0 +1,359 @@
+"""Several servers: each has a lane and a breaker of its own; an ask that spans them is charged whole or not at all."""
+
+import asyncio
+
+import pytest
+
+from service.errors import InvalidInput, StoreUnavailable
+from service.limits import keys, outage
+from service.limits.decision import CHARGE, DEBIT, GIVE_BACK, LOOK, Ask, Charge, TokenAsk
+from service.limits.engine import Engine
+from service.limits.fallback import Fallback
+from service.limits.limit import Limit
+from service.limits.share import Place
+from service.limits.spread import Moment
+from service.limits.stores.contract import ELSEWHERE
+from service.limits.stores.memory import MemoryStore
+from service.limits.token import token
+
+FIVE, TEN = Limit.parse("5/hour;10/hour")
+SERVERS = ("a", "b", "c")
+
+
+class Server(MemoryStore):
+    """One server of the fake Cluster; what it does is said by its attributes.
+
+    Attributes:
+        error: What it says instead of an answer; None = it answers.
+        go: Cleared, it hangs.
+        asked: The kinds of what it was asked, and by how many calls.
+        moved: Keys it says it does not have, so many times each.
+    """
+
+    def __init__(self, clock):
+        super().__init__(clock)
+        self.error = None
+        self.go = asyncio.Event()
+        self.go.set()
+        self.asked = []
+        self.moved = {}
+        self.late = False
+
+    async def answers(self, asks):
+        self.asked.append([ask.kind for ask in asks])
+        if self.late:
+            numbers = [self.decide_now([ask]) for ask in asks]
+        await self.go.wait()
+        if self.error is not None:
+            raise self.error
+        found = []
+        for index, ask in enumerate(asks):
+            if self.moved.get(ask.names[0], 0):
+                self.moved[ask.names[0]] -= 1
+                found.append(ELSEWHERE)
+            else:
+                found.append(((numbers[index] if self.late else self.decide_now([ask])), 1))
+        return found
+
+
+class FakeCluster:
+    """Identities begin with the name of the server that has them: "b7". The clocks of the servers differ by an hour."""
+
+    why = "Redis is away: nobody says where slots are"
+
+    def __init__(self):
+        self.servers = {name: Server(self._clock(number)) for number, name in enumerate(SERVERS)}
+        self.slots = {number: self.servers[name] for number, name in enumerate(SERVERS)}
+        self.next = None
+        self.refreshed = 0
+        self.closed = False
+
+    @staticmethod
+    def _clock(number):
+        return lambda: 1_790_000_000_000_000 + number * 3_600_000_000 - 1_800_000_000
+
+    def slot(self, key):
+        return SERVERS.index(key[key.index(b"{") + 1 :][:1].decode())
+
+    def shard(self, slot):
+        return self.slots.get(slot)
+
+    def shards(self):
+        return list(self.slots.values())
+
+    def refresh(self):
+        self.refreshed += 1
+
+        async def hear():
+            await asyncio.sleep(0.001)
+            if self.next is not None:
+                self.slots = self.next
+
+        return hear()
+
+    async def ping(self):
+        return "three"
+
+    async def doubts(self):
+        return []
+
+    async def forget(self, prefix, identity):
+        return sum(server.forget_now(prefix, identity) for server in self.servers.values())
+
+    async def board(self, key, after, message, keep_ms, most):
+        return await self.servers["a"].board(key, after, message, keep_ms, most)
+
+    async def aclose(self):
+        self.closed = True
+
+
+@pytest.fixture
+def cluster():
+    return FakeCluster()
+
+
+@pytest.fixture
+async def engine(cluster):
+    """It says so when no server decides."""
+    engine = Engine(lambda: cluster, 0.5, fallback=Fallback("deny"))
+    yield engine
+    await engine.aclose()
+    assert cluster.closed
+
+
+def key(identity, limit=TEN):
+    return keys.spell("", identity, "spread", limit.spelling)
+
+
+def ask(*identities, cost=1, limit=TEN, kind=CHARGE, at_us=0):
+    return Ask([Charge(limit, key(identity, limit), cost) for identity in identities], kind, at_us)
+
+
+async def left(engine, *identities, limit=TEN):
+    decision = await engine.decide(ask(*identities, limit=limit, kind=LOOK))
+    return [standing.remaining for standing in decision.standings]
+
+
+# ── one slot ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_a_server_that_hangs_holds_up_nobody_but_its_own(engine, cluster):
+    cluster.servers["b"].go.clear()
+    hung = engine.decide(ask("b1"))
+    for _ in range(5):
+        decisions = await asyncio.wait_for(asyncio.gather(engine.decide(ask("a1")), engine.decide(ask("c1"))), 0.4)
+        assert all(decision.allowed for decision in decisions)
+    with pytest.raises(StoreUnavailable, match="in time"):
+        await hung
+
+
+async def test_each_server_has_a_breaker_of_its_own(engine, cluster):
+    cluster.servers["b"].error = StoreUnavailable("gone")
+    for _ in range(3):
+        with pytest.raises(StoreUnavailable):
+            await engine.decide(ask("b1"))
+    assert engine.counters.opened == 1
+    assert len(cluster.servers["b"].asked) == 2
+    assert (await engine.decide(ask("a1"))).allowed
+
+
+async def test_what_is_elsewhere_is_asked_there_and_charged_once(engine, cluster):
+    cluster.servers["a"].moved = {key("a1"): 3}
+    assert (await engine.decide(ask("a1"))).standings[0].remaining == 9
+    assert len(cluster.servers["a"].asked) == 4
+
+
+async def test_what_is_elsewhere_for_good_is_told_at_the_deadline(engine, cluster):
+    cluster.servers["a"].moved = {key("a1"): 10_000}
+    began = asyncio.get_running_loop().time()
+    with pytest.raises(StoreUnavailable, match="in time"):
+        await engine.decide(ask("a1"))
+    assert asyncio.get_running_loop().time() - began < 1.5
+    assert await left(engine, "c1") == [10]
+
+
+async def test_what_certainly_was_not_charged_is_asked_once_more_if_its_slot_has_moved(engine, cluster):
+    """A server that is found dead after its replica took over: nobody is told."""
+    dead = cluster.servers["b"]
+    dead.error = StoreUnavailable("refused", reason="connection", maybe_done=False)
+    cluster.next = {**cluster.slots, 1: cluster.servers["c"]}
+    assert (await engine.decide(ask("b1"))).allowed
+    assert (len(dead.asked), len(cluster.servers["c"].asked)) == (1, 1)
+
+
+async def test_what_may_have_been_charged_is_never_asked_again(engine, cluster):
+    dead = cluster.servers["b"]
+    dead.error = StoreUnavailable("cut")
+    cluster.next = {**cluster.slots, 1: cluster.servers["c"]}
+    with pytest.raises(StoreUnavailable, match="cut"):
+        await engine.decide(ask("b1"))
+    assert cluster.servers["c"].asked == []
+    assert engine.counters.unsettled == 1
+
+
+async def test_a_server_that_has_no_slots_any_more_is_let_go_with_its_breaker(engine, cluster, monkeypatch, caplog):
+    monkeypatch.setattr(outage, "PROBE_S", (60, 60))
+    cluster.servers["b"].error = StoreUnavailable("gone")
+    for _ in range(2):
+        with pytest.raises(StoreUnavailable):
+            await engine.decide(ask("b1"))
+    cluster.next = {**cluster.slots, 1: cluster.servers["c"]}
+    cluster.servers["a"].moved = {key("a1"): 1}
+    await engine.decide(ask("a1"))  # which hears where slots are
+    assert (await engine.decide(ask("b1"))).allowed
+    await asyncio.sleep(0.01)
+    assert (engine.counters.opened, engine.counters.closed) == (1, 1)
+    assert "outage_over" in caplog.text
+
+
+async def test_while_nobody_says_where_slots_are_asks_are_answered_at_once_after_two_looks(engine, cluster):
+    known, cluster.slots = cluster.slots, {}
+    for _ in range(10):
+        with pytest.raises(StoreUnavailable):
+            await engine.decide(ask("a1"))
+    assert engine.counters.opened == 1
+    assert cluster.refreshed == 2
+    cluster.slots = known
+    assert (await engine.decide(ask("a1"))).allowed  # they are known: nobody waits for a probe
+
+
+# ── several slots ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_a_part_that_refuses_costs_the_others_nothing_and_all_of_them_are_shown(engine):
+    await engine.decide(ask("b1", cost=10))
+    decision = await engine.decide(ask("a1", "b1", "c1"))
+    assert not decision.allowed
+    assert [standing.remaining for standing in decision.standings] == [10, 0, 10]
+    assert [standing.passes for standing in decision.standings] == [True, False, True]
+    assert decision.retry_after == 3600
+
+
+async def test_a_part_that_does_not_answer_costs_the_others_nothing(engine, cluster):
+    cluster.servers["c"].error = StoreUnavailable("gone")
+    with pytest.raises(StoreUnavailable, match="gone"):
+        await engine.decide(ask("a1", "b1", "c1"))
+    assert await left(engine, "a1") == [10]
+    assert await left(engine, "b1") == [10]
+
+
+async def test_who_leaves_in_the_middle_is_given_back_what_was_charged(engine, cluster):
+    cluster.servers["b"].go.clear()
+    answer = engine.decide(ask("a1", "b1"))
+    while not cluster.servers["b"].asked:  # noqa: ASYNC110
+        await asyncio.sleep(0.001)
+    assert await left(engine, "a1") == [9]
+    answer.cancel()
+    cluster.servers["b"].go.set()
+    await asyncio.sleep(0.02)
+    assert (await left(engine, "a1"), await left(engine, "b1")) == ([10], [10])
+    assert engine.counters.unsettled == 0
+
+
+async def test_what_comes_after_the_deadline_is_given_back(engine, cluster):
+    cluster.servers["b"].go.clear()
+    cluster.servers["b"].late = True  # it charges at once and says so late
+    loop = asyncio.get_running_loop()
+    loop.call_later(0.52, cluster.servers["b"].go.set)
+    with pytest.raises(StoreUnavailable, match="in time"):
+        await engine.decide(ask("a1", "b1"))
+    await asyncio.sleep(0.1)
+    assert await left(engine, "a1") == [10]
+
+
+async def test_the_smallest_limit_is_charged_first_whatever_the_order(engine, cluster):
+    small = [Charge(FIVE, key("c1", FIVE), 5)]
+    for charges in (small + ask("a1").charges, ask("a1").charges + small):
+        await engine.decide(Ask(charges))
+    assert cluster.servers["c"].asked == [[CHARGE], [CHARGE]]
+    assert cluster.servers["a"].asked == [[CHARGE], [LOOK]]  # the second time c refused: nothing was charged here
+
+
+async def test_given_back_is_by_the_clock_of_whoever_charged(engine):
+    """Their clocks differ by an hour: by another's, a window would seem to have begun after the charge, or be over."""
+    decision = await engine.decide(ask("a1", "b1", "c1", cost=4))
+    assert isinstance(decision.at_us, Moment)
+    assert decision.at_us == min(told.at_us for told in decision.at_us.by_slot.values())
+    assert len({told.at_us for told in decision.at_us.by_slot.values()}) == 3
+    back = await engine.decide(ask("a1", "b1", cost=4, kind=GIVE_BACK, at_us=decision.at_us))
+    assert [standing.remaining for standing in back.standings] == [10, 10]
+    assert await left(engine, "c1") == [6]
+    await engine.decide(ask("c1", cost=4, kind=GIVE_BACK, at_us=decision.at_us))
+    assert await left(engine, "c1") == [10]
+
+
+async def test_a_debit_is_taken_everywhere(engine):
+    decision = await engine.decide(ask("a1", "b1", cost=15, kind=DEBIT))
+    assert decision.allowed
+    assert await left(engine, "a1", "b1") == [0, 0]
+
+
+# ── tokens ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def once(*identities, text="t", content=b"", cost=1):
+    """Its record is on server b, where its owner is."""
+    return TokenAsk(ask(*identities, cost=cost).charges, token(text, content, owner="b-owner"))
+
+
+async def test_a_token_is_bound_to_its_content_where_its_owner_is(engine, cluster):
+    assert (await engine.decide(once("a1"))).allowed
+    assert [len(cluster.servers[name].asked) for name in SERVERS] == [1, 1, 0]
+    assert (await engine.decide(once("a1"))).replayed
+    with pytest.raises(InvalidInput, match="Idempotency-Key"):
+        await engine.decide(once("c1", content=b"other"))
+    assert await left(engine, "a1") == [9]
+    assert await left(engine, "c1") == [10]
+
+
+async def test_who_asks_again_after_a_server_was_away_goes_on_from_there(engine, cluster):
+    """The first part was charged and stays it; asked again, the second is, and all is charged once."""
+    cluster.servers["c"].error = StoreUnavailable("gone")
+    with pytest.raises(StoreUnavailable):
+        await engine.decide(once("a1", "c1"))
+    assert await left(engine, "a1") == [9]
+    cluster.servers["c"].error = None
+    again = await engine.decide(once("a1", "c1"))
+    assert again.allowed and not again.replayed
+    assert (await engine.decide(once("a1", "c1"))).replayed
+    assert await left(engine, "a1", "c1") == [9, 9]
+
+
+async def test_a_refusal_with_a_token_is_given_back_once_and_stays_a_refusal(engine):
+    await engine.decide(ask("c1", cost=10))
+    for number in range(3):
+        decision = await engine.decide(once("a1", "c1"))
+        assert (decision.allowed, decision.replayed) == (False, number > 0)
+    await engine.decide(ask("c1", cost=10, kind=GIVE_BACK, at_us=0))
+    assert not (await engine.decide(once("a1", "c1"))).allowed
+    assert await left(engine, "a1") == [10]
+
+
+# ── without a server ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+async def local(cluster):
+    """This worker decides by its half of a limit while a server is away."""
+    place = Place(slot=0, workers=2, hosts=1)
+    engine = Engine(lambda: cluster, 0.5, fallback=Fallback("local", place=lambda: place))
+    yield engine
+    await engine.aclose()
+
+
+async def test_a_part_whose_server_is_away_is_decided_by_its_on_outage_and_the_rest_by_theirs(local, cluster):
+    cluster.servers["b"].error = StoreUnavailable("gone", maybe_done=False)
+    decisions = [await local.decide(ask("a1", "b1")) for _ in range(6)]
+    assert [decision.allowed for decision in decisions] == [True] * 5 + [False]
+    assert all(decision.degraded for decision in decisions)
+    assert await left(local, "a1") == [5]  # the sixth was given back to the server that is there
+
+
+async def test_what_is_given_back_goes_to_whoever_had_charged_it(local, cluster):
+    cluster.servers["b"].error = StoreUnavailable("gone", maybe_done=False)
+    decision = await local.decide(ask("a1", "b1", cost=5))
+    assert not (await local.decide(ask("b1"))).allowed
+    back = ask("a1", "b1", cost=5, kind=GIVE_BACK, at_us=decision.at_us)
+    assert (await local.decide(back, here=decision.degraded)).degraded
+    assert await left(local, "a1") == [10]
+    assert (await local.decide(ask("b1", cost=5))).allowed
