@@ -21,6 +21,7 @@ from bench.simulation.bounds import ANY_WINDOW, BOUNDS, Bound
 from bench.simulation.loop import VirtualLoop
 from service.errors import StoreUnavailable
 from service.limits.decision import CHARGE, LOOK, Ask, Decision, TokenAsk, read
+from service.limits.denials import HELD_S
 from service.limits.lane import Counters
 from service.limits.limit import Limit
 
@@ -100,6 +101,7 @@ class Ledger:
         self._here: dict[bytes, Passed] = {}
         self._shares = shares
         self._tokens: set[bytes] = set()
+        self._refused: dict[tuple[str, ...], tuple[int, int]] = {}
         self._bounds = BOUNDS
         self.broken: asyncio.Future[str] = loop.create_future()
         self.counts: Counter[str] = Counter()
@@ -134,6 +136,8 @@ class Ledger:
             asked.decided = read(ask, numbers[0], numbers, start)
             start += ask.width
             self.counts["decided"] += 1
+            if not asked.decided.allowed:
+                self._refused[_question(asked)] = self._loop.now_us, asked.decided.retry_us
             if ask.kind != LOOK and asked.decided.allowed and not asked.decided.replayed:
                 self._count(asked, elapsed_us)
 
@@ -162,8 +166,18 @@ class Ledger:
             return
         asked.told = "decision"
         self.counts["admitted" if outcome.allowed else "refused"] += 1
-        if outcome != asked.decided:
+        if asked.decided is None and not outcome.allowed:
+            self.counts["repeated"] += 1
+            self._judge_repeated(asked)
+        elif outcome != asked.decided:
             self.fault(f"{asked} was told {outcome}, decided was {asked.decided}")
+
+    def _judge_repeated(self, asked: Asked) -> None:
+        """A worker refused without asking: the server had just refused it the same, for a time that is not over."""
+        refused_us, wait_us = self._refused.get(_question(asked), (0, 0))
+        since_us = self._loop.now_us - refused_us
+        if since_us > min(wait_us, HELD_S * 1_000_000) or asked.ask.kind != CHARGE or isinstance(asked.ask, TokenAsk):
+            self.fault(f"{asked} was refused from memory, {since_us} us after the server refused it for {wait_us} us")
 
     def gone(self, asked: Asked) -> None:
         """The caller left, or its worker died: nobody was told."""
@@ -272,3 +286,8 @@ class Ledger:
             sum(cost for _, cost, _ in passed.log) if passed else 0,
             sum(one.decided is not None and one.ask.charges[0].key == key for one in self._asked.values()),
         )
+
+
+def _question(asked: Asked) -> tuple[str, ...]:
+    """Who asks, and about which counters."""
+    return asked.worker, *(charge.key.decode() for charge in asked.ask.charges)

@@ -21,7 +21,7 @@ def reset(counters: Counters, key: str, prefix: str = "") -> Shown:
     """
 
     async def forget(engine: Engine) -> int:
-        return await engine.store().forget(prefix, key)
+        return await engine.forget(prefix, key)
 
     count = counters.run(forget)
     text = Text.assemble((f"{plural(count, 'counter')} forgotten", "green" if count else "yellow"), f" of {key}")

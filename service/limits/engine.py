@@ -62,8 +62,18 @@ class Engine:
         return lane.stand_in(ask, here=True) if here else lane.submit(ask)
 
     def store(self) -> Keeper:
-        """The running loop's store, for what is no decision: ping, forget."""
+        """The running loop's store, for what is no decision."""
         return self._lane().store
+
+    async def forget(self, prefix: str, identity: str | None) -> int:
+        """Drop the counters of one identity, or all under the prefix. Returns how many there were.
+
+        In force here at once, in other workers within `denials.HELD_S`.
+
+        Raises:
+            StoreUnavailable: It may or may not be done.
+        """
+        return await self._lane().forget(prefix, identity)
 
     def use(self, open_store: Opener) -> None:
         """Decide over another store from now on; what is under way ends where it began. For tests."""

@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 from operator import itemgetter
 
 from service.errors import InvalidInput, StoreUnavailable
-from service.limits.decision import CHARGE, Ask, Decision, read
+from service.limits.decision import CHARGE, GIVE_BACK, Ask, Decision, read
+from service.limits.denials import Denials
 from service.limits.fallback import Fallback
 from service.limits.limit import ON_OUTAGE, OnOutage
 from service.limits.outage import Outage
@@ -40,6 +41,7 @@ class Counters:
         failures: Calls that the store did not answer.
         opened, closed: Times a breaker did so.
         degraded: Asks decided without the store, by the policy that did.
+        repeated: Refusals that were repeated from memory.
     """
 
     calls: int = 0
@@ -49,6 +51,7 @@ class Counters:
     opened: int = 0
     closed: int = 0
     degraded: dict[OnOutage, int] = field(default_factory=lambda: dict.fromkeys(ON_OUTAGE, 0))
+    repeated: int = 0
 
 
 Waiting = tuple[Ask, "asyncio.Future[Decision]", float]
@@ -117,6 +120,9 @@ class Lane(StandIn):
         self.store = store
         self._deadline_s = deadline_s
         self._outage = Outage(loop, self._probe, self._changed)
+        self._denials = Denials()
+        self._repeats = store.far
+        self._sent_s = self._recalled_s = 0.0
         self._queue: deque[Waiting] = deque()
         self._sent: list[Waiting] = []
         self._sender: asyncio.Task[None] | None = None
@@ -128,7 +134,12 @@ class Lane(StandIn):
             return self.stand_in(ask)
         loop = self.loop
         answer = loop.create_future()
-        due = loop.time() + self._deadline_s
+        now_s = loop.time()
+        if self._denials.kept and (denial := self._denials.find(ask, now_s)) is not None:
+            self._counters.repeated += 1
+            answer.set_result(denial)
+            return answer
+        due = now_s + self._deadline_s
         self._queue.append((ask, answer, due))
         if not self._starting:
             self._starting = True
@@ -166,6 +177,7 @@ class Lane(StandIn):
             self._counters.closed += 1
             return
         self._counters.opened += 1
+        self._denials.clear()
         while self._queue:
             ask, answer, _ = self._queue.popleft()
             self._answer(ask, answer, away())
@@ -181,6 +193,18 @@ class Lane(StandIn):
 
     async def _look(self, probe: Ask) -> None:
         await self.store.decide([probe])
+
+    async def forget(self, prefix: str, identity: str | None) -> int:
+        """As a store does; what was refused here may pass at once."""
+        try:
+            return await self.store.forget(prefix, identity)
+        finally:
+            self.recall()
+
+    def recall(self) -> None:
+        """Repeat no refusal from before, nor one that is on its way: units may have come back."""
+        self._denials.clear()
+        self._recalled_s = self.loop.time()
 
     async def ping(self) -> str:
         """What answers, in words. Raises StoreUnavailable after the deadline, and at once while the store is away."""
@@ -221,6 +245,7 @@ class Lane(StandIn):
                 if not batch:
                     break
                 self._counters.calls += 1
+                self._sent_s = self.loop.time()
                 try:
                     async with asyncio.timeout(self._deadline_s):
                         await self._decide(batch)
@@ -264,13 +289,18 @@ class Lane(StandIn):
         for ask, answer, _ in batch:
             try:
                 if not answer.done():
-                    answer.set_result(read(ask, at_us, numbers, start))
+                    decision = read(ask, at_us, numbers, start)
+                    answer.set_result(decision)
+                    if not decision.allowed and self._repeats and self._sent_s >= self._recalled_s:
+                        self._denials.learn(ask, decision, self._sent_s, self.loop.time())
                 elif ask.kind == CHARGE and not answer.cancelled() and read(ask, at_us, numbers, start).allowed:
                     self._counters.unsettled += 1
             except InvalidInput as error:
                 if not answer.done():
                     answer.set_exception(error)
             start += ask.width
+        if self._denials.kept and any(ask.kind == GIVE_BACK for ask, _, _ in batch):
+            self._denials.clear()
 
     def _fail(self, batch: list[Waiting], error: StoreUnavailable) -> None:
         self._counters.failures += 1

@@ -586,7 +586,7 @@ class Limiter(slowapi.Limiter):
         return self._forget(key)
 
     async def _forget(self, key: str | None) -> int:
-        found = await self.engine.store().forget(self._key_prefix, key)
+        found = await self.engine.forget(self._key_prefix, key)
         if self.access is not None and self.access.bans is not None:
             await self.access.bans.lift(*([] if key is None else [keys.who(key)]))
         return found

@@ -168,6 +168,14 @@ class Spread(StandIn):
             return self._several(ask)
         return super().stand_in(ask, here=here)
 
+    async def forget(self, prefix: str, identity: str | None) -> int:
+        """As a store does; what was refused here may pass at once."""
+        try:
+            return await self.store.forget(prefix, identity)
+        finally:
+            for lane in self._lanes.values():
+                lane.recall()
+
     async def ping(self) -> str:
         """What answers, in words. Raises StoreUnavailable after the deadline."""
         try:

@@ -99,7 +99,7 @@ class Asks:
             detail = error.errors(include_url=False)[0]
             raise InvalidInput(".".join(map(str, detail["loc"])) or "body", detail["msg"]) from None
         prefix = keys.prefix_within(_space(caller), wanted["prefix"])
-        return {"forgotten": await self._limiter.engine.store().forget(prefix, wanted["identity"])}
+        return {"forgotten": await self._limiter.engine.forget(prefix, wanted["identity"])}
 
 
 def _space(caller: Caller) -> str:

@@ -40,7 +40,13 @@ class Keeper(Protocol):
 
 
 class Store(Keeper, Protocol):
-    """Counters in one place."""
+    """Counters in one place.
+
+    Attributes:
+        far: Asking costs a round trip, and time passes there as it does here: refusals are repeated from memory.
+    """
+
+    far: bool
 
     async def decide(self, asks: Sequence[Ask]) -> Sequence[int]:
         """Decide a batch in order, in one step nobody can come between. One batch at a time.

@@ -9,6 +9,8 @@ from service.limits.stores.redis import RedisStore
 class FakeStore(RedisStore):
     """A Redis store whose server is none."""
 
+    far = False
+
     async def ping(self) -> str:
         return "fakeredis in this process, for development"
 

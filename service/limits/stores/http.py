@@ -22,6 +22,8 @@ T = TypeVar("T")
 class HttpStore:
     """Counters in a service, asked over kept connections. Belongs to one event loop."""
 
+    far = False  # the service repeats refusals: twice would be twice as stale
+
     def __init__(self, carriage: Carriage) -> None:
         self._carriage = carriage
         self._http = httpx.AsyncClient(**carriage.options)

@@ -43,6 +43,8 @@ class MemoryStore:
         most: Counters kept; beyond, looked at every SWEEP_EVERY decisions, the oldest are forgotten. None = any number.
     """
 
+    far = False
+
     def __init__(self, clock: Callable[[], int] = wall_clock_us, most: int | None = None) -> None:
         self.clock = clock
         self._most = most

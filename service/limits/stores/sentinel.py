@@ -49,6 +49,8 @@ class SentinelStore:
         timeout_s: How long Sentinels may take to name it, seconds.
     """
 
+    far = True
+
     def __init__(
         self,
         service: str,
