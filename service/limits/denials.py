@@ -10,6 +10,10 @@ Whoever waits as long as Retry-After says, a second at least, is always answered
 
 Repeated is only what is the same question: the same limits of the same identity, at the same cost. Of one limit alone
 also at a higher cost, where the wait for that can be computed (fixed windows, GCRA). Never a lease, a token, a look.
+What this worker charges, debits or gives back is known at once. What others charge meanwhile is not: as long as others
+can charge less than was asked for, a wait by GCRA is told as if they had charged all there is, and one by windows that
+move is not told from memory. Of several limits, those that let pass are told as they were.
+
 Pure: time comes from outside, seconds of a clock that only moves on.
 """
 
@@ -53,6 +57,7 @@ class Denials:
 
     def __init__(self) -> None:
         self.kept: dict[Any, _Refusal] = {}
+        self._among: set[bytes] = set()  # counters of questions about several
 
     def learn(self, ask: Ask, decision: Decision, sent_s: float, came_s: float) -> None:
         """Keep a refusal whose call was sent at `sent_s`, if it may be repeated."""
@@ -61,36 +66,44 @@ class Denials:
         if any(charge.limit.algorithm not in ALGORITHMS for charge in ask.charges):  # leases are released at any time
             return
         if len(self.kept) >= MOST_KEPT:
-            self.kept = {key: known for key, known in self.kept.items() if known.until_s > came_s}
-            if len(self.kept) >= MOST_KEPT:
-                self.kept.clear()
+            self._tidy(came_s)
         key = _key(ask)
         before = self.kept.get(key)
         if before is None or before.until_s <= came_s or ask.charges[0].cost <= before.ask.charges[0].cost:
-            until_s = sent_s + min(decision.retry_us / 1_000_000, HELD_S)
+            until_s = sent_s + min(_lasts_us(decision) / 1_000_000, HELD_S)
             self.kept[key] = _Refusal(ask, decision, until_s, came_s)
+            if len(ask.names) > 1:
+                self._among.update(ask.names)
 
     def find(self, ask: Ask, now_s: float) -> Decision | None:
         """The refusal of an ask, as of now; None = the store has to be asked."""
         known = self.kept.get(_key(ask))
         if known is None or now_s >= known.until_s:
             return None
-        longer_us = 0
-        if ask.words != known.ask.words:
-            found = _longer_us(ask, known.ask)
-            if found is None:
-                return None
-            longer_us = found
+        if ask.words != known.ask.words and not _harder(ask, known.ask):
+            return None
         age_us = floor((now_s - known.came_s) * 1_000_000)
         _, at_us, then = known.decision
-        standings = [
-            _aged(standing, charge, age_us, longer_us) for standing, charge in zip(then, ask.charges, strict=True)
-        ]
+        standings = [_aged(standing, charge, age_us) for standing, charge in zip(then, ask.charges, strict=True)]
         return Decision(False, at_us + age_us, tuple(standings))
 
+    def changed(self, ask: Ask) -> None:
+        """Its counters did: they were charged, or given back."""
+        self.kept.pop(ask.names[0], None)
+        if not self._among.isdisjoint(ask.names):
+            self.clear()
+
     def clear(self) -> None:
-        """Units may have come back."""
+        """Units may have come back anywhere."""
         self.kept.clear()
+        self._among.clear()
+
+    def _tidy(self, now_s: float) -> None:
+        live = {key: known for key, known in self.kept.items() if known.until_s > now_s}
+        self.clear()
+        if len(live) < MOST_KEPT:
+            self.kept = live
+            self._among.update(name for known in live.values() if len(known.ask.names) > 1 for name in known.ask.names)
 
 
 def _key(ask: Ask) -> Any:
@@ -98,28 +111,34 @@ def _key(ask: Ask) -> Any:
     return names[0] if len(names) == 1 else tuple(names)
 
 
-def _longer_us(ask: Ask, known: Ask) -> int | None:
-    """How much longer another cost of the same limit has to wait; None = that cannot be told, or it may pass."""
+def _lasts_us(decision: Decision) -> int:
+    """So long what the refusing limits say can be told."""
+    lasts_us = decision.retry_us
+    for standing in decision.exceeded:
+        if standing.limit.algorithm not in ("fixed-window", "gcra"):  # nobody is charged before one more unit is there
+            lasts_us = min(lasts_us, 0 if standing.remaining else standing.next_us)
+    return lasts_us
+
+
+def _harder(ask: Ask, known: Ask) -> bool:
+    """Whether an ask is about the same limit at a higher cost, and the wait for that is known."""
     if type(ask) is not Ask or ask.kind != CHARGE or len(ask.charges) > 1:
-        return None
-    more = ask.charges[0].cost - known.charges[0].cost
-    if more < 0:
-        return None
-    limit = ask.charges[0].limit
-    interval = _interval(limit)
-    if interval is not None:
-        return ceil(more * interval)
-    return 0 if limit.algorithm == "fixed-window" else None
+        return False
+    limit, _, cost = ask.charges[0]
+    return cost > known.charges[0].cost and limit.algorithm in ("fixed-window", "gcra")
 
 
-def _aged(standing: Standing, charge: Charge, age_us: int, longer_us: int) -> Standing:
-    """As it is by now, if nobody was charged: never more than is there, never earlier than it comes."""
+def _aged(standing: Standing, charge: Charge, age_us: int) -> Standing:
+    """As it is by now: never more than is there, never earlier than it comes."""
     limit, _, cost = charge
-    _, _, remaining, reset_us, retry_us, next_us = standing
+    _, asked, remaining, reset_us, retry_us, next_us = standing
     if reset_us <= age_us:
         return Standing(limit, cost, limit.capacity, 0, 0, 0)
+    untouched = remaining == 0 and age_us < next_us  # others could not be charged either
+    interval = _interval(limit)
+    if retry_us and interval is not None:
+        retry_us = retry_us + ceil((cost - asked) * interval) if untouched else age_us + ceil(cost * interval)
     if next_us <= age_us:
-        interval = _interval(limit)
         back = 1 if interval is None else 1 + floor((age_us - next_us) / interval)
         next_us = reset_us if interval is None else next_us + ceil(back * interval)
         remaining = min(limit.capacity, remaining + back)
@@ -128,7 +147,7 @@ def _aged(standing: Standing, charge: Charge, age_us: int, longer_us: int) -> St
         cost,
         remaining,
         reset_us - age_us,
-        retry_us + longer_us - age_us if retry_us else 0,
+        retry_us - age_us if retry_us else 0,
         min(next_us, reset_us) - age_us if remaining < limit.capacity else 0,
     )
 

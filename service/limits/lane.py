@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from operator import itemgetter
 
 from service.errors import InvalidInput, StoreUnavailable
-from service.limits.decision import CHARGE, GIVE_BACK, Ask, Decision, read
+from service.limits.decision import CHARGE, LOOK, Ask, Decision, read
 from service.limits.denials import Denials
 from service.limits.fallback import Fallback
 from service.limits.limit import ON_OUTAGE, OnOutage
@@ -291,16 +291,17 @@ class Lane(StandIn):
                 if not answer.done():
                     decision = read(ask, at_us, numbers, start)
                     answer.set_result(decision)
-                    if not decision.allowed and self._repeats and self._sent_s >= self._recalled_s:
-                        self._denials.learn(ask, decision, self._sent_s, self.loop.time())
+                    if not decision.allowed:
+                        if self._repeats and self._sent_s >= self._recalled_s:
+                            self._denials.learn(ask, decision, self._sent_s, self.loop.time())
+                    elif self._denials.kept and ask.kind != LOOK:
+                        self._denials.changed(ask)
                 elif ask.kind == CHARGE and not answer.cancelled() and read(ask, at_us, numbers, start).allowed:
                     self._counters.unsettled += 1
             except InvalidInput as error:
                 if not answer.done():
                     answer.set_exception(error)
             start += ask.width
-        if self._denials.kept and any(ask.kind == GIVE_BACK for ask, _, _ in batch):
-            self._denials.clear()
 
     def _fail(self, batch: list[Waiting], error: StoreUnavailable) -> None:
         self._counters.failures += 1
