@@ -434,6 +434,8 @@ def test_a_client_cannot_choose_its_address_through_a_gateway(made: Made) -> Non
 class Away:
     """A store that does not answer."""
 
+    far = False
+
     async def decide(self, asks: object) -> None:
         raise StoreUnavailable("redis://:hunter2@somewhere")
 

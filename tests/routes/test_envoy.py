@@ -180,6 +180,8 @@ def test_a_key_is_needed_where_there_are_keys_and_asks_its_own_domains(made: Mad
 class Away:
     """A store that does not answer."""
 
+    far = False
+
     async def decide(self, asks: object) -> None:
         raise StoreUnavailable("redis://:hunter2@somewhere")
 
