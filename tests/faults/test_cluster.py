@@ -9,8 +9,10 @@ from loading import SLACK_S, Load, ask, engine_of, key
 from redis.crc import key_slot
 
 from bench.redises import becomes, tell
+from service.errors import StoreUnavailable
 from service.limits.decision import Ask, Charge
 from service.limits.limit import Limit
+from service.limits.stores import cluster as stores
 
 (PLENTY,) = Limit.parse("1000000/hour")
 NAMES = [f"user{number}" for number in range(60)]
@@ -86,6 +88,41 @@ async def test_slots_that_move_under_load_are_exact_and_nobody_notices(cluster, 
     assert sum(load.admitted.values()) == 700
     assert max(load.admitted.values()) <= 40
     assert said["MOVED"] and said["ASK"] and said["TRYAGAIN"], "no redirection: the test tests nothing"
+
+
+async def test_where_a_slot_has_gone_is_believed_at_once(cluster, monkeypatch):
+    """MOVED says where; nobody else is asked first."""
+    engine = engine_of(cluster.url, 10)
+    number = slot(NAMES[0])
+    source = cluster.holder(number)
+    target = next(node for node in cluster.primaries() if node is not source)
+    assert (await engine.decide(ask(NAMES[0], PLENTY))).allowed
+    monkeypatch.setattr(stores, "REFRESH_EVERY_S", 1_000)
+    cluster.migrate(number, source, target)
+    assert (await engine.decide(ask(NAMES[0], PLENTY))).standings[0].remaining == PLENTY.capacity - 2
+    await engine.aclose()
+
+
+async def test_while_a_slot_stays_half_moved_what_can_be_decided_is_and_the_rest_is_told_so(cluster):
+    """Two limits of one identity, one counter here, the other nowhere yet: each alone is decided, together neither."""
+    minute, hour = Limit.parse("10/minute;100/hour")
+    engine = engine_of(cluster.url)
+    number = key_slot(key("half", minute))
+    source = cluster.holder(number)
+    target = next(node for node in cluster.primaries() if node is not source)
+    assert (await engine.decide(ask("half", minute))).allowed
+    try:
+        tell(target, "CLUSTER", "SETSLOT", number, "IMPORTING", cluster.id_of(source))
+        tell(source, "CLUSTER", "SETSLOT", number, "MIGRATING", cluster.id_of(target))
+        here, there = await asyncio.gather(engine.decide(ask("half", minute)), engine.decide(ask("half", hour)))
+        assert (here.standings[0].remaining, there.standings[0].remaining) == (8, 99)
+        with pytest.raises(StoreUnavailable, match="did not answer in time"):
+            await engine.decide(ask("half", minute, hour))
+    finally:
+        cluster.migrate(number, source, target)
+    both = await engine.decide(ask("half", minute, hour))
+    assert [standing.remaining for standing in both.standings] == [7, 98]
+    await engine.aclose()
 
 
 def _redirections(cluster):

@@ -5,10 +5,11 @@ import random
 
 import pytest
 from loading import Load, ask, counted, engine_of
+from servers import RedisServer, needs
 from topologies import PLACES
 
 from bench.proxy import FaultProxy
-from bench.redises import becomes
+from bench.redises import becomes, tell
 from service.errors import StoreUnavailable
 from service.limits import outage
 from service.limits.limit import Limit
@@ -109,6 +110,23 @@ async def test_scripts_that_are_flushed_every_100_ms_are_noticed_by_nobody(place
     assert load.errors == []
     assert load.admitted == dict.fromkeys(names, 30)
     assert unsettled == [0, 0]
+
+
+async def test_a_primary_that_has_become_a_replica_is_connected_to_anew(monkeypatch):
+    """Behind one name there may be another server by now, as with a managed Redis."""
+    monkeypatch.setattr(outage, "OPENED_BY", 1_000)
+    needs("redis-server")
+    with RedisServer() as server, FaultProxy(server.socket) as proxy:
+        engine = engine_of(url(proxy))
+        assert (await engine.decide(ask("a", LIMIT))).allowed
+        tell(server, "REPLICAOF", "127.0.0.1", 1)
+        for _ in range(2):
+            with pytest.raises(StoreUnavailable):
+                await engine.decide(ask("a", LIMIT))
+        tell(server, "REPLICAOF", "NO", "ONE")
+        assert (await engine.decide(ask("a", LIMIT))).allowed
+        assert proxy.connections == 3
+        await engine.aclose()
 
 
 @pytest.mark.parametrize("harm", ["refuse", "cut"])

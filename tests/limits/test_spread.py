@@ -163,6 +163,26 @@ async def test_what_is_elsewhere_is_asked_there_and_charged_once(engine, cluster
     assert len(cluster.servers["a"].asked) == 4
 
 
+async def test_a_server_that_says_elsewhere_is_there(engine, cluster, monkeypatch):
+    """Failure, that, failure: no outage. And it ends one, though the slot that is probed has left meanwhile."""
+    monkeypatch.setattr(outage, "PROBE_S", (0.02, 0.03))
+    server = cluster.servers["b"]
+    server.moved = {key("b1"): 1_000}
+    for error in (StoreUnavailable("gone"), None, StoreUnavailable("gone")):
+        server.error = error
+        asking = engine.decide(ask("b1"))
+        await asyncio.wait([asking], timeout=0.02)
+        asking.cancel()
+    assert engine.counters.opened == 0
+    await asyncio.gather(engine.decide(ask("b1")), return_exceptions=True)
+    assert engine.counters.opened == 1
+    server.error, server.moved = None, {keys.probe(key("b1")): 1_000}
+    async with asyncio.timeout(5):
+        while not engine.counters.closed:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    assert (await engine.decide(ask("b2"))).allowed
+
+
 async def test_what_is_elsewhere_for_good_is_told_at_the_deadline(engine, cluster):
     cluster.servers["a"].moved = {key("a1"): 10_000}
     began = asyncio.get_running_loop().time()

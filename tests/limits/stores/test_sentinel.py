@@ -165,14 +165,16 @@ async def test_a_refusal_of_the_same_server_is_told_and_not_asked_again():
     await store.aclose()
 
 
-async def test_without_sentinels_the_last_primary_stays():
-    """They are needed to find it, not to use it."""
-    store, sentinels, servers = store_of(OLD, OLD, OLD)
+@pytest.mark.parametrize("says", [REFUSED, "hangs"])
+async def test_without_sentinels_the_last_primary_stays(says):
+    """They are needed to find it, not to use it: after a failure they are asked once."""
+    store, sentinels, servers = store_of(OLD, OLD, OLD, timeout_s=0.1)
     await store.decide([ASK])
     for sentinel in sentinels:
-        sentinel.says = REFUSED
+        sentinel.says = says
     servers[OLD].errors = [StoreUnavailable("cut")]
     with pytest.raises(StoreUnavailable, match="cut"):
         await store.decide([ASK])
-    assert (await store.decide([ASK]))[1] == 8
+    assert [(await store.decide([ASK]))[1] for _ in range(5)] == [8, 7, 6, 5, 4]
+    assert [sentinel.asked for sentinel in sentinels] == [2, 2, 2]
     await store.aclose()
