@@ -297,7 +297,7 @@ async def test_a_flood_of_refused_requests_costs_redis_next_to_nothing(counting)
         await asyncio.sleep(0)
     took_s = asyncio.get_running_loop().time() - began
     asked = calls() - before
-    assert asked <= took_s / HELD_S + 2
+    assert asked <= 5 * took_s + 2
     assert engine.counters.repeated + asked >= 10_000 - 50 * asked
     await engine.aclose()
 
@@ -377,5 +377,5 @@ async def test_another_process_hears_of_what_came_back_within_the_bound(redis_se
             client.delete(b"oq:{alice}:")
     admitted = float(await asyncio.wait_for(flood.stdout.readline(), 30))
     await flood.wait()
-    assert admitted - began < HELD_S + 1.0, "with a second's grace for a busy machine"
+    assert admitted - began < 0.2 + 1.0, "with a second's grace for a busy machine"
     await engine.aclose()
