@@ -7,6 +7,8 @@ from bench.trust import callers, counts, doors, floods, input, keys, outages, se
 from bench.trust.finding import Row
 from bench.trust.proven import Proof
 
+CLUSTER = "tests/faults/test_cluster.py"
+
 ROWS: tuple[Row, ...] = (
     Row(
         key="workers",
@@ -56,13 +58,67 @@ ROWS: tuple[Row, ...] = (
         key="lost",
         fault="Replies are lost after their commands were carried out",
         promise="each decision is charged at most once",
-        scenarios=(outages.lost,),
+        scenarios=(
+            outages.lost,
+            Proof(
+                tests=("tests/faults/test_network.py",),
+                how="The same in an app, on one Redis, a Cluster and behind Sentinels; networks that stall and cut.",
+                least=4,
+            ),
+        ),
     ),
     Row(
         key="full",
         fault="maxmemory is reached, under noeviction",
         promise="the outage policy, not a 500",
-        scenarios=(outages.full,),
+        scenarios=(
+            outages.full,
+            Proof(
+                tests=("tests/faults/test_refusals.py",),
+                how="Whatever else Redis refuses: READONLY, LOADING, BUSY, NOREPLICAS, MISCONF, maxclients, ACL.",
+                least=5,
+            ),
+        ),
+    ),
+    Row(
+        key="cluster",
+        fault="A primary of a 6-node Cluster is killed, or hangs, under load",
+        promise="back within the node timeout + 3 s; no 500; no READONLY afterwards",
+        scenarios=(
+            Proof(
+                tests=(
+                    f"{CLUSTER}::test_a_primary_that_dies_or_hangs_is_replaced_and_only_its_slots_notice",
+                    f"{CLUSTER}::test_an_idle_worker_notices_a_failover_at_its_next_ask_and_tells_nobody",
+                    f"{CLUSTER}::test_a_member_that_hangs_does_not_keep_a_new_worker_from_finding_the_others",
+                ),
+                how="Three primaries and their replicas, real processes; callers ask all the while.",
+                least=4,
+            ),
+        ),
+    ),
+    Row(
+        key="reshard",
+        fault="Slots are moved under load",
+        promise="exact; no CROSSSLOT, MOVED, ASK, TRYAGAIN reaches a caller",
+        scenarios=(
+            Proof(
+                tests=(f"{CLUSTER}::test_slots_that_move_under_load_are_exact_and_nobody_notices",),
+                how="Slots go to another primary and back, key by key, while their counters are used up.",
+            ),
+        ),
+    ),
+    Row(
+        key="sentinel",
+        fault="Sentinel failover; a replica is promoted after stalled replication",
+        promise="lost charges at most rate x (min-replicas-max-lag + 1 s), with the documented setting",
+        scenarios=(
+            Proof(
+                tests=("tests/faults/test_sentinels.py",),
+                how="A primary, its replica and three Sentinels, real processes, under load; the primary dies, hangs, "
+                "or is cut off from its replica first.",
+                least=2,
+            ),
+        ),
     ),
     Row(
         key="simulated",
