@@ -20,6 +20,7 @@ from bench.simulation.bounds import Bucket, Fixed, Moving
 from bench.simulation.loop import StuckError, virtual_loop
 from bench.simulation.network import SimulatedStore
 from service.limits import fallback, outage
+from service.limits.algorithms.concurrency import Concurrency
 from service.limits.algorithms.fixed_window import FixedWindow
 from service.limits.algorithms.gcra import Gcra
 from service.limits.algorithms.moving_window import MovingWindow
@@ -179,6 +180,16 @@ def a_refused_request_is_charged(patch):
     patch.setattr(MemoryStore, "_one", charged)
 
 
+def leases_end_early(patch):
+    made = Concurrency.__init__
+
+    def early(self, definition, state, now_us):
+        made(self, definition, state, now_us)
+        self.leases = {lease: ends_us for lease, ends_us in self.leases.items() if ends_us > now_us + 50_000}
+
+    patch.setattr(Concurrency, "__init__", early)
+
+
 def tokens_are_forgotten(patch):
     once = MemoryStore._once
 
@@ -253,6 +264,7 @@ PLANTED = {
     tokens_flow_in_faster: "tokens there",
     a_wait_is_told_too_short: "passed not",
     a_refused_request_is_charged: "was refused, and changed",
+    leases_end_early: "leases live at once",
     tokens_are_forgotten: "its token was charged before",
     giving_back_gives_more: "in less than a window",
     a_breaker_opens_late: "asks for a caller although 2 calls",

@@ -11,7 +11,7 @@ from bench.simulation.network import EPOCH_US, Link, Server, SimulatedStore
 from service.errors import StoreUnavailable
 from service.limits import keys
 from service.limits.algorithms import ALGORITHMS
-from service.limits.decision import CHARGE, DEBIT, GIVE_BACK, LOOK, Ask, Charge, Decision, TokenAsk
+from service.limits.decision import CHARGE, DEBIT, GIVE_BACK, LOOK, Ask, Charge, Decision, LeaseAsk, TokenAsk
 from service.limits.engine import Engine
 from service.limits.fallback import Fallback
 from service.limits.limit import Limit
@@ -28,6 +28,9 @@ SHORT = {
 """Limits that fill and empty several times within a run."""
 LONG = {name: Limit(amount=12, window_s=360 * 86_400, algorithm=name) for name in ALGORITHMS}
 """Limits of which no unit comes back within a run: gcra's first after a month."""
+
+HELD = Limit(amount=3, window_s=1, algorithm="concurrency")
+"""Units that are held, and fall back after a second unless they are renewed."""
 
 MakeStore = Callable[[Link], SimulatedStore]
 
@@ -96,6 +99,7 @@ class Fleet:
         self._open = open_
         self._number = 0
         self._tokens = 0
+        self._leases = 0
         self._spent = [Spent(clock=lambda: EPOCH_US + loop.now_us) for _ in range(plan.workers)]
         self.workers = [self._new(slot) for slot in range(plan.workers)]
         self.retired: list[Worker] = []
@@ -131,7 +135,7 @@ class Fleet:
             asyncio.ensure_future(kind(slot, number))
             for slot in range(self._plan.workers)
             for number in range(self._plan.clients)
-            for kind in (self._crowd, self._lone, self._again)
+            for kind in (self._crowd, self._lone, self._again, self._holder)
         ]
         await asyncio.gather(*clients)
 
@@ -215,3 +219,21 @@ class Fleet:
                 if await self.workers[slot].decide(TokenAsk([one], same)) is not None:
                     break
                 await asyncio.sleep(self._random.randint(0, 100_000) / 1_000_000)
+
+    # ── one caller who holds a unit, of three that all share ─────────────────────────────────────────────────
+
+    async def _holder(self, slot: int, _number: int) -> None:
+        """Sometimes longer than the lease lasts, with or without renewing it; sometimes it is never given back."""
+        random, held = self._random, charge("all", HELD)
+        while await self._pause(400_000):
+            self._leases += 1
+            lease = f"lease-{self._leases}"
+            decision = await self.workers[slot].decide(LeaseAsk([held], lease))
+            while decision is not None and decision.allowed:
+                await asyncio.sleep(random.randint(0, 1_300_000) / 1_000_000)
+                if random.random() < 0.5:
+                    break
+                decision = await self.workers[slot].decide(LeaseAsk([held], lease))
+            if decision is not None and decision.allowed and random.random() < 0.7:
+                back = LeaseAsk([held], lease, GIVE_BACK)
+                await self.workers[slot].decide(back, here=decision.degraded)

@@ -3,7 +3,7 @@
 The promises it watches:
 
 - what the server decides is decided once, and what it charged fits the limit in the sense of its algorithm, as long as
-  it lost no data; a token is charged once, however often it comes
+  it lost no data; a token is charged once, however often it comes; no more leases live than there are units
 - what is refused changes no counter; what nobody waits for any more is not sent
 - a caller is answered once, with what was decided for him, and no later than the deadline
 - a charge that its worker heard nothing of is counted as unsettled; nothing else is
@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from bench.simulation.bounds import ANY_WINDOW, BOUNDS, Bound
 from bench.simulation.loop import VirtualLoop
 from service.errors import StoreUnavailable
-from service.limits.decision import CHARGE, LOOK, Ask, Decision, TokenAsk, read
+from service.limits.decision import CHARGE, GIVE_BACK, LOOK, Ask, Decision, LeaseAsk, TokenAsk, read
 from service.limits.denials import HELD_S
 from service.limits.lane import Counters
 from service.limits.limit import Limit
@@ -99,6 +99,7 @@ class Ledger:
         self._asked: dict[Ask, Asked] = {}
         self._counters: dict[bytes, Passed] = {}
         self._here: dict[bytes, Passed] = {}
+        self._held: dict[bytes, dict[str, int]] = {}
         self._shares = shares
         self._tokens: set[bytes] = set()
         self._refused: dict[tuple[str, ...], tuple[int, int]] = {}
@@ -138,7 +139,9 @@ class Ledger:
             self.counts["decided"] += 1
             if not asked.decided.allowed:
                 self._refused[_question(asked)] = self._loop.now_us, asked.decided.retry_us
-            if ask.kind != LOOK and asked.decided.allowed and not asked.decided.replayed:
+            if isinstance(ask, LeaseAsk):
+                self._hold(ask, asked.decided.allowed, elapsed_us)
+            elif ask.kind != LOOK and asked.decided.allowed and not asked.decided.replayed:
                 self._count(asked, elapsed_us)
 
     def compared(self, ask: Ask, before: object, after: object) -> None:
@@ -204,12 +207,25 @@ class Ledger:
             else:
                 passed.spoilt = True
 
+    def _hold(self, ask: LeaseAsk, allowed: bool, elapsed_us: int) -> None:
+        """Leases that live at once, at most as many as there are units."""
+        assert ask.lease is not None
+        for limit, key, _ in ask.charges:
+            live = {one: until for one, until in self._held.get(key, {}).items() if until > elapsed_us}
+            if ask.kind == GIVE_BACK:
+                live.pop(ask.lease, None)
+            elif allowed:
+                live[ask.lease] = elapsed_us + limit.window_s * 1_000_000
+            self._held[key] = live
+            if len(live) > limit.capacity:
+                self._judge(key, f"{len(live)} leases live at once, of {limit.capacity}")
+
     def _count_here(self, asked: Asked, outcome: Decision) -> None:
         """A worker let units pass by itself: all workers together, at most the limit.
 
         Windows begin for each by itself, unless they are longer than the run.
         """
-        if not self._shares or asked.ask.kind == LOOK or not outcome.allowed:
+        if not self._shares or asked.ask.kind == LOOK or not outcome.allowed or isinstance(asked.ask, LeaseAsk):
             return
         for limit, key, cost in asked.ask.charges:
             known = BOUNDS if limit.window_s > 3_600 else ANY_WINDOW
@@ -230,6 +246,7 @@ class Ledger:
         self._bounds = self._bounds if wholly else ANY_WINDOW
         self._judge_returned()
         self._counters.clear()
+        self._held.clear()
         self._tokens.clear()
 
     def clock_set_back(self) -> None:
