@@ -25,6 +25,7 @@ from service.limits.decision import Standing as Counted
 from service.limits.engine import Engine
 from service.limits.plan import outside
 from service.limits.stores import opener
+from service.redis_url import redacted
 from service.settings import redis_url_from_env, service_url_from_env
 
 T = TypeVar("T")
@@ -94,6 +95,8 @@ class Counters:
     """The counters in a Redis, decided here as a service would."""
 
     def __init__(self, url: str, catalog: Catalog | None) -> None:
+        if url.startswith(("http://", "https://")):
+            raise ConfigurationError(f"{redacted(url)} is no Redis: pass the URL of a service as --url")
         self._open = opener(url, None, DEADLINE_S)
         self._catalog = catalog
 

@@ -147,7 +147,11 @@ def test_check_of_a_domain_takes_entries_in_order(oq, redis):
             "--url asks a service, --redis a Redis",
         ),
         (["a", "--limits", "1/day", "--url", "h:8000"], "wanted the service's URL"),
-        (["a", "--limits", "1/day", "--redis", "http://h"], "wanted redis://HOST:PORT/DB"),
+        (
+            ["a", "--limits", "1/day", "--redis", "http://k@h"],
+            "http://***@h is no Redis: pass the URL of a service as --url",
+        ),
+        (["a", "--limits", "1/day", "--redis", "ftp://h"], "wanted redis://HOST:PORT/DB"),
         (["a", "--limits", "1/day", "--cost", "x"], "Invalid value for '--cost'"),
         (["--domain", "chat", "user=a", "--redis", "redis://h"], 'a Redis knows no limits of domain "chat"'),
         (
