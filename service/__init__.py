@@ -41,6 +41,9 @@ validation, before dependencies.
       decorator.py  the same where no gate stands: wrapped functions, Depends(limiter.quota(...))
       passage.py    what both do with one request: charge it, let it through with headers, or refuse it
       held.py       units of concurrency: held while a request or a block runs, renewed, released
+      settling.py   what a request was charged by an estimate becomes what it cost
+      reservation.py  an estimate charged now, settled or released later, on any worker
+      ticket.py   · the id of a reservation: unguessable, and it says itself what it is about
       match.py      request → route, known before the framework routes
       identity/     request → who asks: address, API key, token, header, and combinations; trusted proxies
       calling.py  · how a user's function is called

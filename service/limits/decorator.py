@@ -22,7 +22,7 @@ from starlette.websockets import WebSocket
 from service.errors import ConfigurationError, IdentityUnavailable, InvalidInput, StoreUnavailable
 from service.limits.calling import is_coroutine
 from service.limits.decision import Decision
-from service.limits.passage import ADMITTED, Admission, admissions, admit, deduct, fault, refusal
+from service.limits.passage import ADMITTED, ASIDE, Admission, admissions, admit, deduct, fault, refusal
 from service.limits.plan import Rule
 
 if TYPE_CHECKING:
@@ -89,6 +89,7 @@ async def _charge(
         raise _answer(await refusal(limiter, admission, scope), connection)
     if before is not None:
         admissions(scope)[limiter] = before
+        scope.setdefault(ASIDE, []).append((limiter, admission))
     return admission
 
 

@@ -21,14 +21,14 @@ from starlette.requests import HTTPConnection
 from starlette.responses import Response
 
 from service.errors import ConfigurationError, InvalidInput, InvalidLimit, StoreUnavailable
-from service.limits import headers, keys
+from service.limits import headers, keys, settling
 from service.limits.access import Access, Ban, Newcomers
 from service.limits.access.bans import Bans
 from service.limits.access.lists import Lists
 from service.limits.access.newcomers import Crowd
 from service.limits.algorithms import ALGORITHMS
 from service.limits.calling import ask
-from service.limits.decision import CHARGE, LOOK, Ask, Charge, Decision, TokenAsk
+from service.limits.decision import CHARGE, GIVE_BACK, LOOK, Ask, Charge, Decision, Token, TokenAsk
 from service.limits.decorator import Again, Quota, layers, named, original, quotas, wrap, wraps
 from service.limits.engine import DEADLINE_S, Engine
 from service.limits.fallback import Fallback
@@ -37,8 +37,9 @@ from service.limits.held import Holding
 from service.limits.identity import Addresses, client_address
 from service.limits.limit import Limit, OnOutage, outage_policy, rate_limit_item
 from service.limits.match import METHODS, Place
-from service.limits.passage import handler_of, log
+from service.limits.passage import handler_of, log, made
 from service.limits.plan import UNMATCHED, Plan, Rule, compose, outside
+from service.limits.reservation import TTL_S, Reservation, reserve, settle
 from service.limits.stores import MemoryStore, opener
 from service.limits.token import token
 from service.settings import (
@@ -536,6 +537,110 @@ class Limiter(slowapi.Limiter):
             InvalidLimit: A limit cannot be meant.
             StoreUnavailable: No answer within the deadline, and `on_outage` is "deny".
         """
+        wanted = self._charges(key, limits, cost, scope, strategy, burst)
+        if idempotency_key is None or peek:
+            return await self.engine.decide(Ask(wanted, LOOK if peek else CHARGE))
+        return await self.engine.decide(TokenAsk(wanted, self._once(idempotency_key, cost, wanted, outside(scope))))
+
+    async def refund(
+        self,
+        key: str,
+        limits: str | Sequence[Limit],
+        cost: int = 1,
+        *,
+        at_us: int | None = None,
+        scope: str = "",
+        strategy: str | None = None,
+        burst: int | None = None,
+        idempotency_key: str | None = None,
+    ) -> Decision:
+        """Give back what `check` with the same values charged; never more than is used.
+
+        Args:
+            cost: Units, 0 to the smallest limit.
+            at_us: When it was charged, as `Decision.at_us` said: what has flowed back since is not given again, and
+                what a window has forgotten not at all. None = just now.
+            key, limits, scope, strategy, burst: As for `check`.
+            idempotency_key: Asked again with it within 24 hours, nothing more is given back.
+
+        Raises:
+            InvalidInput, InvalidLimit: A value is wrong; nothing was given back.
+            StoreUnavailable: Nobody could tell, or what was charged is where nobody answers; try again.
+        """
+        if at_us is not None and (not isinstance(at_us, int) or isinstance(at_us, bool) or at_us < 1):
+            raise InvalidInput("at_us", f"{at_us!r} is no instant; use Decision.at_us, or None")
+        wanted, at_us = self._charges(key, limits, cost, scope, strategy, burst), at_us or 0
+        if idempotency_key is None:
+            return await self.engine.decide(Ask(wanted, GIVE_BACK, at_us))
+        once = self._once(idempotency_key, cost, wanted, f"back/{outside(scope)}")
+        return await self.engine.decide(TokenAsk(wanted, once, GIVE_BACK, at_us))
+
+    async def reserve(
+        self,
+        key: str,
+        limits: str | Sequence[Limit],
+        *,
+        cost: int,
+        ttl_s: int = TTL_S,
+        scope: str = "",
+        strategy: str | None = None,
+        burst: int | None = None,
+        idempotency_key: str | None = None,
+    ) -> Reservation:
+        """Charge an estimate now, and the true cost when it is known: `await reservation.settle(cost)`.
+
+        Counts together with `check` of the same key, limits and scope.
+
+        Args:
+            cost: The estimate, 1 to the smallest limit.
+            ttl_s: How long it may be settled, seconds; 1 to 86,400. Then the estimate stays charged, and ages out.
+            key, limits, scope, strategy, burst: As for `check`.
+            idempotency_key: Asked again with it within 24 hours, the same reservation comes again. Its id is then made
+                of the key: use one that nobody guesses.
+
+        Raises:
+            InvalidInput, InvalidLimit: A value is wrong; nothing was charged.
+            StoreUnavailable: No answer within the deadline, and `on_outage` is "deny".
+        """
+        wanted = self._charges(key, limits, cost, scope, strategy, burst)
+        once = None
+        if idempotency_key is not None:
+            once = self._once(idempotency_key, (cost, ttl_s), wanted, f"hold/{outside(scope)}")
+        return await reserve(self.engine, wanted, cost, ttl_s=ttl_s, token=once)
+
+    async def settle(self, what: HTTPConnection | str, cost: int) -> Decision | None:
+        """Make a request, or the reservation with this id, cost what is true.
+
+        Of a request: what it was charged for limits that were declared with a `cost=`, once, as soon as it is known: in
+        the endpoint, in its stream, or after it. Nothing of that is refused; what lacks delays who comes next.
+
+        Args:
+            what: The request as the endpoint has it, or a reservation's id.
+            cost: The true cost, 0 to 10^9.
+
+        Returns:
+            Where these limits stand then; None if the request was charged nothing that could be settled.
+
+        Raises:
+            AlreadySettled: At another cost.
+            NotHeld: There is no such reservation, or it is open no longer.
+            InvalidInput: The cost is none.
+            StoreUnavailable: Nobody could tell; try again at the same cost.
+        """
+        if isinstance(what, str):
+            return await settle(self.engine, what, cost)
+        return await settling.settle(self.engine, made(what.scope, self), cost)
+
+    def _charges(
+        self,
+        key: str,
+        limits: str | Sequence[Limit],
+        cost: int,
+        scope: str,
+        strategy: str | None,
+        burst: int | None,
+    ) -> list[Charge]:
+        """What is charged outside a request. Raises InvalidInput, InvalidLimit."""
         if not isinstance(key, str) or not key:
             raise InvalidInput("key", f"{key!r} names nobody; use a non-empty string")
         if isinstance(limits, str):
@@ -547,12 +652,11 @@ class Limiter(slowapi.Limiter):
         for limit in limits:
             name = keys.spell(self._key_prefix, key, outside(scope), limit.spelling)
             charges[name] = Charge(limit, name, limit.admits(cost))
-        wanted = list(charges.values())
-        if idempotency_key is None or peek:
-            return await self.engine.decide(Ask(wanted, LOOK if peek else CHARGE))
-        content = b" ".join([str(cost).encode(), *charges])
-        once = token(idempotency_key, content, owner=outside(scope), prefix=self._key_prefix)
-        return await self.engine.decide(TokenAsk(wanted, once))
+        return list(charges.values())
+
+    def _once(self, text: str, said: object, charges: Sequence[Charge], owner: str) -> Token:
+        content = b" ".join([str(said).encode(), *(charge.key for charge in charges)])
+        return token(text, content, owner=owner, prefix=self._key_prefix)
 
     def lease(self, key: str, units: int, *, ttl_s: int = 60, scope: str = "") -> Holding:
         """Hold one of so many units while a block runs: `async with limiter.lease("alice", 3): ...`

@@ -42,6 +42,9 @@ log = events()
 ADMITTED = "onequota"
 """Where an ASGI scope keeps its admissions, one per limiter."""
 
+ASIDE = "onequota.aside"
+"""Where it keeps those that were made beside the first: pairs of limiter and admission."""
+
 
 class Admission:
     """A request that one limiter has charged, or refused.
@@ -57,9 +60,24 @@ class Admission:
         denied: Whoever asks is on the list of those who are never let in.
         by_gate: The middleware made it, and writes the headers.
         settled: What `deduct_when` decides has been decided.
+        returned: The keys of what `deduct_when` gave back.
+        settling: At what cost it is settled, and under which name; None = it is not.
+        true_cost: It was settled: its charges and its decision say the true cost.
     """
 
-    __slots__ = ("by_gate", "charges", "decision", "denied", "lease", "plan", "rules", "settled")
+    __slots__ = (
+        "by_gate",
+        "charges",
+        "decision",
+        "denied",
+        "lease",
+        "plan",
+        "returned",
+        "rules",
+        "settled",
+        "settling",
+        "true_cost",
+    )
 
     def __init__(self, plan: Plan, rules: Sequence[Rule], charges: Sequence[Charge], decision: Decision | None) -> None:
         self.plan = plan
@@ -70,6 +88,9 @@ class Admission:
         self.lease: str | None = None
         self.by_gate = True
         self.settled = not plan.deducts
+        self.settling: tuple[int, str] | None = None
+        self.true_cost = False
+        self.returned: Sequence[bytes] = ()
 
     @property
     def refused(self) -> bool:
@@ -179,6 +200,13 @@ def admissions(scope: Scope) -> dict[Any, Admission]:
     return scope.setdefault(ADMITTED, {})  # type: ignore[no-any-return]
 
 
+def made(scope: Scope, limiter: "Limiter") -> list[Admission]:
+    """All admissions of a request by one limiter: the gate's, and those of decorators and dependencies."""
+    first = admissions(scope).get(limiter)
+    aside = [admission for owner, admission in scope.get(ASIDE, ()) if owner is limiter]
+    return aside if first is None else [first, *aside]
+
+
 def _connection(scope: Scope, receive: Receive | None) -> HTTPConnection:
     if scope["type"] == "http" and receive is not None:
         return Request(scope, receive)
@@ -213,6 +241,7 @@ async def deduct(limiter: "Limiter", admission: Admission, response: Response) -
             log.warning("give_back_failed", error=error)
         else:
             admission.decision = admission.decision._replace(standings=tuple(standings))
+            admission.returned = [charge.key for charge in back]
 
 
 def with_headers(limiter: "Limiter", admission: Admission, send: Send) -> Send:
