@@ -17,6 +17,7 @@ from service.limits import ticket as tickets
 from service.limits.algorithms import ALGORITHMS
 from service.limits.limit import Limit
 from service.limits.reservation import reserve, settle
+from service.limits.stores import MemoryStore
 from service.limits.stores.fake import FakeServerOpener
 
 BOTH = "100/minute;1000/hour"
@@ -270,12 +271,9 @@ async def test_a_retried_reservation_is_the_same_one(clock_and_limiter):
 
 
 async def test_while_redis_is_away_a_reservation_is_settled_where_it_was_made():
-    class Away:
+    class Away(MemoryStore):
         async def decide(self, asks):
             raise StoreUnavailable("away")
-
-        async def aclose(self):
-            pass
 
     limiter = limiter_of(on_outage="local")
     kept = await limiter.reserve("alice", BOTH, cost=10)
