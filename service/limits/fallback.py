@@ -13,8 +13,9 @@ of workers is changed in an outage, those that were there may have spent larger 
 worker that was added or taken away. Under a server that is not our runner a worker knows how many there are but not
 which it is, so the rest of a division is nobody's, and a worker that is replaced has its share again.
 
-Units are given back, and leases renewed and released, where they were charged: `Decision.degraded` tells. What the
-store has charged stays so while it is away; what was used beyond (a debit) is counted here.
+Units are given back where they were charged: `Decision.degraded` tells. Leases that are held here are known as such,
+and renewed and released here. What the store has charged stays so while it is away; what was used beyond (a debit) is
+counted here.
 """
 
 from collections.abc import Callable, Iterator
@@ -31,6 +32,7 @@ from service.limits.decision import (
     Charge,
     Decision,
     Degraded,
+    LeaseAsk,
     SettleAsk,
     Standing,
     read,
@@ -70,7 +72,7 @@ class Fallback:
 
     def policy(self, ask: Ask) -> OnOutage:
         """The strictest of its limits'."""
-        found = {charge.limit.on_outage or self.on_outage for charge in ask.charges}
+        found = {self._policy(charge) for charge in ask.charges}
         return "deny" if "deny" in found else "local" if "local" in found else "allow"
 
     def decide(self, ask: Ask, error: StoreUnavailable, *, here: bool = False) -> Decision:
@@ -86,15 +88,28 @@ class Fallback:
             InvalidInput: Its token came with other content before.
         """
         elsewhere = ask.kind in (GIVE_BACK, RENEW) or isinstance(ask, SettleAsk)
-        if not here and (elsewhere or self.policy(ask) == "deny"):
+        if not here and (self.policy(ask) == "deny" or (elsewhere and not self._holds(ask))):
             raise error.once_more()
-        counted = [charge for charge in ask.charges if (charge.limit.on_outage or self.on_outage) == "local"]
+        counted = [charge for charge in ask.charges if self._policy(charge) == "local"]
         at_us, told = self._count(ask, counted) if counted else (self._counters().clock(), [])
         by_key = {charge.key: standing for charge, standing in zip(counted, told, strict=True)}
         standings = tuple(
             by_key.get(key) or Standing(limit, cost, limit.capacity, 0, 0, 0) for limit, key, cost in ask.charges
         )
         return Degraded(not any(standing.retry_us for standing in standings), at_us, standings)
+
+    def _holds(self, ask: Ask) -> bool:
+        """Whether a lease's units are held here; of all else it is the caller who knows."""
+        if ask.lease is None:
+            return False
+        held = [charge for charge in ask.charges if charge.limit.leases and self._policy(charge) == "local"]
+        if not held:
+            return True  # nobody counts it
+        _, standings = self._count(LeaseAsk(held, ask.lease, RENEW), held)
+        return not any(standing.retry_us for standing in standings)
+
+    def _policy(self, charge: Charge) -> OnOutage:
+        return charge.limit.on_outage or self.on_outage
 
     def _count(self, ask: Ask, charges: list[Charge]) -> tuple[int, list[Standing]]:
         """When, and where these charges stand by this worker's shares; carried out if all of them pass."""

@@ -214,6 +214,17 @@ def test_leases_that_are_taken_here_are_renewed_and_released_here():
     assert found.decide(lease("l4"), AWAY).allowed
 
 
+def test_a_lease_that_is_held_here_is_known_without_being_told():
+    """A request that took a unit of the share releases it: `Held` need not know who decided."""
+    found = fallback(slot=1, workers=2)
+    for _ in range(9):
+        assert found.decide(lease("l"), AWAY).allowed
+        assert found.decide(lease("l", RENEW), AWAY).allowed
+        found.decide(lease("l", GIVE_BACK), AWAY)
+    assert found.decide(lease("other"), AWAY).standings[0].remaining == 1
+    assert fallback("allow").decide(lease("l", GIVE_BACK), AWAY).allowed
+
+
 @pytest.mark.parametrize("kind", [RENEW, GIVE_BACK])
 def test_a_lease_that_the_store_has_is_neither_renewed_nor_released_here(kind):
     """It ends by itself; nobody is told that it was lost."""
