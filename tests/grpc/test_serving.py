@@ -7,11 +7,16 @@ import sys
 from pathlib import Path
 
 import pytest
+from calling import channel
+from grpc.aio import AioRpcError
 from running import command, environment
 
 from service import grpc
+from service.callers import Callers, parse
 from service.errors import ConfigurationError
 from service.grpc.server import Server
+from service.limits import Limiter, catalog
+from service.settings import Settings
 
 
 def test_a_missing_package_is_told_with_the_command_that_brings_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -55,3 +60,27 @@ async def test_a_connection_that_says_nothing_is_closed() -> None:
         reader, writer = await asyncio.open_connection(*listener.getsockname())
         assert await reader.read() != b"", "the server's first frame"
         writer.close()
+
+
+async def test_callers_without_a_key_are_counted_by_their_address() -> None:
+    """As the app wires it: behind the door every connection comes from the same socket."""
+    limiter = Limiter(lambda: "x", storage_uri="memory://")
+    callers = Callers(parse("gateway:5f1d7a84e2c09b36a7d41ce80f93b265:*"), limiter)
+    missed: list[str] = []
+
+    async def noting(address: str) -> None:
+        missed.append(address)
+
+    callers.missed = noting  # type: ignore[method-assign]
+    listener = socket.create_server(("127.0.0.1", 0))
+    place = f"127.0.0.1:{listener.getsockname()[1]}"
+    async with (
+        grpc.serving(listener, limiter, lambda: catalog.Still().catalog, callers, Settings()),
+        channel(place) as opened,
+    ):
+        try:
+            await opened.unary_unary("/envoy.service.ratelimit.v3.RateLimitService/ShouldRateLimit")(b"", timeout=20)
+        except AioRpcError as error:
+            assert error.code().name == "UNAUTHENTICATED"
+    assert missed == ["127.0.0.1"]
+    await limiter.aclose()
