@@ -325,46 +325,56 @@ def test_a_service_that_does_not_answer_is_not_waited_for(name: str, backend: Ba
                 assert time.monotonic() - began < 5
 
 
+# -- keys, and no Redis -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def redis() -> Iterator[RedisServer]:
+    server = RedisServer()
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="module")
+def locked(tmp_path_factory: pytest.TempPathFactory, redis: RedisServer) -> Iterator[Running]:
+    """A service that wants keys, on a Redis that tests may stop."""
+    keys = f"gateway:{SECRET}:site"
+    with service(tmp_path_factory.mktemp("locked"), REDIS_URL=redis.url, ONEQUOTA_API_KEYS=keys) as started:
+        yield started
+
+
+@pytest.mark.parametrize(("name", "without"), [("nginx", 500), ("caddy", 401)])
+def test_a_service_with_keys_answers_the_gateway_that_has_one(
+    name: str, without: int, locked: Running, backend: Backend, address: str
+) -> None:
+    """One that has none is an error, and no free pass."""
+    with BEFORE[name](place(locked), backend, key=SECRET) as gateway:
+        assert statuses(gateway, [("/", address)] * 4) == [200, 200, 200, 429]
+        lying = {"Authorization": "Bearer of-the-client", "X-API-Key": "of-the-client"}
+        assert ask(gateway, "/", address, headers=lying)[0] == 429
+    with BEFORE[name](place(locked), backend) as gateway:
+        before = len(backend.asked)
+        assert ask(gateway, "/", address)[0] == without
+        assert ask(gateway, "/", address, headers={"Authorization": "Bearer of-the-client"})[0] == without
+        assert len(backend.asked) == before
+
+
 @pytest.mark.parametrize("name", BEFORE)
 def test_while_redis_is_away_each_limit_has_its_own_answer(
-    name: str, backend: Backend, address: str, tmp_path: Path
+    name: str, locked: Running, redis: RedisServer, backend: Backend, address: str
 ) -> None:
     """`on_outage: deny` is a 503 that the client reads as such; the others pass by their share."""
-    redis = RedisServer()
-    try:
-        with (
-            service(tmp_path, REDIS_URL=redis.url) as running,
-            BEFORE[name](place(running), backend) as gateway,
-        ):
-            assert ask(gateway, "/guarded", address)[0] == 200
-            redis.stop()
+    with BEFORE[name](place(locked), backend, key=SECRET) as gateway:
+        assert becomes(lambda: ask(gateway, "/guarded", address)[0] == 200, 20)
+        redis.stop()
+        try:
             for _ in range(3):
                 status, headers, body = ask(gateway, "/guarded", address)
                 assert (status, headers["retry-after"]) == (503, "1")
                 assert json.loads(body)["type"].endswith("#temporary-reduced-capacity")
             assert ask(gateway, "/page", address)[0] == 200
-    finally:
-        redis.close()
-
-
-# -- keys ---------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("name", "without"), [("nginx", 500), ("caddy", 401)])
-def test_a_service_with_keys_answers_the_gateway_that_has_one(
-    name: str, without: int, backend: Backend, address: str, tmp_path: Path
-) -> None:
-    """One that has none is an error, and no free pass."""
-    with service(tmp_path, ONEQUOTA_API_KEYS=f"{name}:{SECRET}:site") as running:
-        with BEFORE[name](place(running), backend, key=SECRET) as gateway:
-            assert statuses(gateway, [("/", address)] * 4) == [200, 200, 200, 429]
-            lying = {"Authorization": "Bearer of-the-client", "X-API-Key": "of-the-client"}
-            assert ask(gateway, "/", address, headers=lying)[0] == 429
-        with BEFORE[name](place(running), backend) as gateway:
-            before = len(backend.asked)
-            assert ask(gateway, "/", address)[0] == without
-            assert ask(gateway, "/", address, headers={"Authorization": "Bearer of-the-client"})[0] == without
-            assert len(backend.asked) == before
+        finally:
+            redis.start()
 
 
 # -- Caddy's short form -------------------------------------------------------------------------------------------
