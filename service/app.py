@@ -18,7 +18,7 @@ from service.limits import Limiter, Newcomers, identity
 from service.limits.catalog import Catalog, Kept, Live, Still
 from service.limits.passage import problem_response
 from service.listener import for_grpc
-from service.routes import asks, authorize, check, envoy, health
+from service.routes import asks, authorize, check, envoy, health, holding
 from service.routes.raw import HotApp
 from service.settings import Settings
 
@@ -78,6 +78,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.live = live
     app.add_middleware(limiter.middleware)
     app.include_router(health.router(limiter, supabase, live))
+    app.include_router(holding.router(limiter, settings, callers, live))
     secret = settings.identity_secret.get_secret_value() if settings.identity_secret else None
     keeping = asks.Asks(limiter, callers)
     app.hot = {

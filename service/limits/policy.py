@@ -225,11 +225,12 @@ def _part(domain: str, wanted: Wanted, match: Match | None, units: int, now_us: 
         if rule.calendar is not None:
             limit = rule.calendar.limit(now_us, rule.name if not limits else "")
             limits = (*limits, replace(limit, on_outage=rule.on_outage))
-    hopeless_us = max((limit.refill_s * 1_000_000 for limit in limits if units > limit.capacity), default=0)
+    least = {limit: min(units, 1) if limit.leases else units for limit in limits}  # of what is held a request takes one
+    hopeless_us = max((limit.refill_s * 1_000_000 for limit in limits if least[limit] > limit.capacity), default=0)
     return Part(
         match,
         tuple(
-            Charge(limit, keys.spell(prefix, identity, scope, limit.spelling), 0 if hopeless_us else units)
+            Charge(limit, keys.spell(prefix, identity, scope, limit.spelling), 0 if hopeless_us else least[limit])
             for limit in limits
         ),
         hopeless_us,
@@ -242,7 +243,10 @@ def _together(parts: Iterable[Part]) -> list[Charge]:
     for part in parts:
         for charge in part.charges:
             before = found.get(charge.key)
-            found[charge.key] = charge if before is None else charge._replace(cost=before.cost + charge.cost)
+            if before is None or charge.limit.leases:
+                found[charge.key] = charge
+            else:
+                found[charge.key] = charge._replace(cost=before.cost + charge.cost)
     return list(found.values())
 
 

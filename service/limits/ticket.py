@@ -100,11 +100,16 @@ def read(text: object) -> Ticket:
         ttl_s, cost, keep_s, said = json.loads(urlsafe_b64decode(match[3] + "=="))
         charges = tuple(Charge(Limit(**limit), key.encode(), units) for key, units, limit in said)
         ticket = Ticket(match[1], charges, ttl_s, cost, keep_s, match[2] == "w")
-        if not charges or ticket.text != text or b"}:" not in charges[0].key:
+        if not charges or ticket.text != text or not all(map(_is_counter, charges)):
             raise ValueError
     except (ValueError, TypeError, AttributeError, RecursionError):
         raise NotHeld("id", "is none of ours") from None
     return ticket
+
+
+def _is_counter(charge: Charge) -> bool:
+    """Whether such a key can count such a limit: a made-up id must not mistake one kind of counter for another."""
+    return b"}:" in charge.key and charge.key.endswith(f":{charge.limit.spelling}".encode())
 
 
 _SAID = {field.name: field.default for field in fields(Limit) if field.init}

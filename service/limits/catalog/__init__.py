@@ -39,6 +39,8 @@ What a descriptor may say, beside `key`, one of the above and `descriptors`:
     | requests, per, align: calendar,     | instead, or beside limits: an hour, day, week (from Monday), month or  |
     |     timezone (UTC)                  | year of a time zone                                                    |
     | algorithm, burst                    | with rate_limit or limits; as for `Limiter.limit`                      |
+    |                                     | algorithm: concurrency makes "3/minute" 3 at once, each held for a     |
+    |                                     | minute unless renewed: `POST /v1/leases`; a check only looks           |
     | name, replaces: [{name: ...}]       | in rate_limit, or beside ours: within one request, rules of these      |
     |                                     | names do not count where this one matches                              |
     | share_threshold                     | all values that match (2 to 4 above) share one counter                 |

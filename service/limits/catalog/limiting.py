@@ -3,7 +3,7 @@
 from typing import Any
 
 from service.errors import InvalidLimit
-from service.limits.algorithms import ALGORITHMS
+from service.limits.algorithms import KNOWN
 from service.limits.catalog.calendar import PERIODS, Calendar
 from service.limits.catalog.grammar import ANY, CALENDAR, COUNTED, HOW, NAMES, of_rate_limit, of_replaces
 from service.limits.catalog.nodes import Field, Reader, choice
@@ -118,9 +118,7 @@ class Limiting:
 
     def _how(self, fields: dict[str, Field]) -> tuple[str, int | None]:
         """Algorithm and burst."""
-        algorithm = (
-            self._r.one_of(fields.get("algorithm"), tuple(ALGORITHMS)) if "algorithm" in fields else "fixed-window"
-        )
+        algorithm = self._r.one_of(fields.get("algorithm"), tuple(KNOWN)) if "algorithm" in fields else "fixed-window"
         burst = self._r.whole(fields.get("burst"), 1, LARGEST_AMOUNT)
         if burst is None or algorithm == "gcra":
             return algorithm or "fixed-window", burst

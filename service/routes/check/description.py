@@ -5,11 +5,11 @@ from typing import Any
 from service.routes.check.question import INLINE, MOST_CHECKS
 
 
-def _content(schema: dict[str, Any], **examples: Any) -> dict[str, Any]:
+def content(schema: dict[str, Any], **examples: Any) -> dict[str, Any]:
     return {"application/json": {"schema": schema, "examples": {k: {"value": v} for k, v in examples.items()}}}
 
 
-_PROBLEM: dict[str, Any] = {"content": {"application/problem+json": {}}}
+PROBLEM: dict[str, Any] = {"content": {"application/problem+json": {}}}
 _ONE = {
     "allowed": True,
     "retry_after": None,
@@ -38,19 +38,22 @@ def _object(**properties: dict[str, Any]) -> dict[str, Any]:
     return {"type": "object", "required": list(properties), "properties": properties}
 
 
-_NUMBER = {"type": "integer", "minimum": 0}
-_ANSWER = _object(
+def extended(schema: dict[str, Any], **properties: dict[str, Any]) -> dict[str, Any]:
+    """An object with more members, all of them required."""
+    return _object(**{name: schema["properties"][name] for name in schema["required"]}, **properties)
+
+
+NUMBER = {"type": "integer", "minimum": 0}
+ANSWER = _object(
     allowed={"type": "boolean"},
     retry_after={"type": ["integer", "null"], "minimum": 1},
     limits={
         "type": "array",
-        "items": _object(
-            name={"type": "string"}, limit=_NUMBER, window=_NUMBER, remaining=_NUMBER, reset_after=_NUMBER
-        ),
+        "items": _object(name={"type": "string"}, limit=NUMBER, window=NUMBER, remaining=NUMBER, reset_after=NUMBER),
     },
 )
-_ANSWER["properties"]["degraded"] = {"type": "boolean", "description": "Decided without Redis, which was away"}
-_ANSWERS = {"oneOf": [_ANSWER, _object(results={"type": "array", "items": _ANSWER})]}
+ANSWER["properties"]["degraded"] = {"type": "boolean", "description": "Decided without Redis, which was away"}
+_ANSWERS = {"oneOf": [ANSWER, _object(results={"type": "array", "items": ANSWER})]}
 
 _QUESTION = {"key": "alice", "limits": "10/minute;200/hour"}
 SECURITY: dict[str, Any] = {
@@ -73,7 +76,7 @@ OPENAPI: dict[str, Any] = {
     ],
     "requestBody": {
         "required": True,
-        "content": _content(
+        "content": content(
             _schemas(),
             one=_QUESTION,
             weighted={"key": "alice", "limits": "100000/minute", "algorithm": "gcra", "burst": 5000, "cost": 120},
@@ -84,16 +87,16 @@ OPENAPI: dict[str, Any] = {
     "responses": {
         "200": {
             "description": "The answer, allowed or not; for many, one result each, in order",
-            "content": _content(_ANSWERS, allowed=_ONE, refused=_REFUSED, many={"results": [_ONE, _REFUSED]}),
+            "content": content(_ANSWERS, allowed=_ONE, refused=_REFUSED, many={"results": [_ONE, _REFUSED]}),
         },
-        "400": {"description": "Not JSON", **_PROBLEM},
-        "401": {"description": "No API key, or none that is known here", **_PROBLEM},
-        "403": {"description": "This API key may not ask that", **_PROBLEM},
-        "413": {"description": "Body too large", **_PROBLEM},
-        "415": {"description": "Not JSON by its type", **_PROBLEM},
-        "422": {"description": "A value is wrong; `errors` names the field; nothing was charged", **_PROBLEM},
-        "429": {"description": "This caller asks too often", **_PROBLEM},
-        "503": {"description": "Redis is away, and limits deny then; of many, some may have been charged", **_PROBLEM},
+        "400": {"description": "Not JSON", **PROBLEM},
+        "401": {"description": "No API key, or none that is known here", **PROBLEM},
+        "403": {"description": "This API key may not ask that", **PROBLEM},
+        "413": {"description": "Body too large", **PROBLEM},
+        "415": {"description": "Not JSON by its type", **PROBLEM},
+        "422": {"description": "A value is wrong; `errors` names the field; nothing was charged", **PROBLEM},
+        "429": {"description": "This caller asks too often", **PROBLEM},
+        "503": {"description": "Redis is away, and limits deny then; of many, some may have been charged", **PROBLEM},
     },
 }
 

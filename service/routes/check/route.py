@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from service.callers import Caller, Callers, forbidden
@@ -76,7 +77,7 @@ class Check:
             raise Answered(await self._callers.unknown(scope))
         address = self._limiter.addresses.of(scope)
         if not self._guard.take(address) and (refused := await self._guard.ask(address)) is not None:
-            raise self._too_often(refused)
+            raise Answered(too_often(self._limiter, refused))
         content_type = idempotency_key = None
         for name, value in headers:
             if name == b"content-type":
@@ -140,15 +141,17 @@ class Check:
             ask = TokenAsk(ask.charges, once.tokens(number)(0))
         return self._engine.decide(ask)
 
-    def _too_often(self, decision: Decision) -> Answered:
-        response = problem_response(
-            429,
-            f"this address asks too often; try again in {decision.retry_after} s",
-            type_=QUOTA_EXCEEDED,
-            extra={"violated-policies": [standing.limit.name for standing in decision.exceeded]},
-        )
-        response.raw_headers[:] = self._limiter.write(response.raw_headers, decision)
-        return Answered(response)
+
+def too_often(limiter: Limiter, refused: Decision) -> Response:
+    """The answer to an address that asks too often."""
+    response = problem_response(
+        429,
+        f"this address asks too often; try again in {refused.retry_after} s",
+        type_=QUOTA_EXCEEDED,
+        extra={"violated-policies": [standing.limit.name for standing in refused.exceeded]},
+    )
+    response.raw_headers[:] = limiter.write(response.raw_headers, refused)
+    return response
 
 
 def _question(document: Any, caller: Caller, catalog: Catalog, at: str = "") -> Question:
