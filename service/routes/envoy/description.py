@@ -5,25 +5,40 @@ from typing import Any
 from service.limits.envoy import UNITS
 
 _PROBLEM: dict[str, Any] = {"content": {"application/problem+json": {}}}
-_WHOLE = {"type": "integer", "minimum": 0, "maximum": 2**32 - 1}
+_NULL = {"type": "null"}
+
+
+def _perhaps(*kinds: dict[str, Any]) -> dict[str, Any]:
+    """Of these kinds, or null, which is as good as not there in the mapping of protobuf."""
+    return {"anyOf": [*kinds, _NULL]}
+
+
+def _whole(most: int) -> dict[str, Any]:
+    """A number, also as text."""
+    digits = {"type": "string", "pattern": "^[0-9]{1,20}$"}
+    return _perhaps({"type": "integer", "minimum": 0, "maximum": most}, digits)
+
+
+_TEXT = _perhaps({"type": "string"})
 _ENTRY = {
     "type": "object",
     "additionalProperties": False,
-    "properties": {"key": {"type": "string"}, "value": {"type": "string"}},
+    "properties": {"key": _TEXT, "value": _TEXT},
 }
+_UNIT = {"anyOf": [{"type": "string", "enum": [*UNITS[1:]]}, {"type": "integer", "minimum": 1, "maximum": 7}]}
 _OVERRIDE = {
     "type": "object",
     "additionalProperties": False,
     "required": ["unit"],
-    "properties": {"requestsPerUnit": _WHOLE, "unit": {"type": "string", "enum": [*UNITS[1:]]}},
+    "properties": {"requestsPerUnit": _whole(2**32 - 1), "unit": _UNIT},
 }
 _DESCRIPTOR = {
     "type": "object",
     "additionalProperties": False,
     "properties": {
-        "entries": {"type": "array", "items": _ENTRY},
-        "limit": _OVERRIDE,
-        "hitsAddend": {"type": "integer", "minimum": 0, "maximum": 10**9},
+        "entries": _perhaps({"type": "array", "items": _ENTRY}),
+        "limit": _perhaps(_OVERRIDE),
+        "hitsAddend": _whole(10**9),
     },
 }
 _REQUEST = {
@@ -34,9 +49,10 @@ _REQUEST = {
     "properties": {
         "domain": {"type": "string", "minLength": 1},
         "descriptors": {"type": "array", "items": _DESCRIPTOR, "minItems": 1, "maxItems": 100},
-        "hitsAddend": {"type": "integer", "minimum": 0, "maximum": 10**9, "description": "0 is 1"},
+        "hitsAddend": {**_whole(10**9), "description": "0 is 1"},
     },
 }
+_WHOLE = {"type": "integer", "minimum": 0, "maximum": 2**32 - 1}
 _CODE = {"type": "string", "enum": ["OK", "OVER_LIMIT"]}
 _STATUS = {
     "type": "object",
