@@ -32,7 +32,17 @@ class Proof:
         with tempfile.TemporaryDirectory(prefix="oq-trust-") as folder:
             report = Path(folder) / "report.xml"
             options = self.options if size.share == 1 else ()
-            command = [sys.executable, "-m", "pytest", "-q", f"--junitxml={report}", *options, *self.tests]
+            command = [
+                sys.executable,
+                "-m",
+                "pytest",
+                "-q",
+                f"--junitxml={report}",
+                "-o",
+                "junit_family=xunit1",
+                *options,
+                *self.tests,
+            ]
             done = subprocess.run(
                 command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
             )
