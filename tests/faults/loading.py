@@ -68,6 +68,7 @@ class Load:
         pause_s: How long one rests after an answer, on average.
         admitted, refused: By identity.
         errors: When, of whom, and what.
+        stalls: When this process was not given the CPU for a while: what failed then proves nothing of Redis.
     """
 
     engines: list
@@ -78,12 +79,14 @@ class Load:
     admitted: Counter = field(default_factory=Counter)
     refused: Counter = field(default_factory=Counter)
     errors: list = field(default_factory=list)
+    stalls: list = field(default_factory=list)
     began_s: float = 0.0
 
     async def __aenter__(self):
         self.began_s = time.monotonic()
         self._over = False
         self._tasks = [asyncio.create_task(self._go(number)) for number in range(self.askers)]
+        self._tasks.append(asyncio.create_task(self._beat()))
         return self
 
     async def __aexit__(self, *_):
@@ -103,6 +106,19 @@ class Load:
             else:
                 (self.admitted if decision.allowed else self.refused)[name] += 1
             await asyncio.sleep(dice.uniform(0, 2 * self.pause_s))
+
+    async def _beat(self):
+        while not self._over:
+            at_s = time.monotonic()
+            await asyncio.sleep(0.01)
+            if time.monotonic() - at_s > DEADLINE_S / 4:
+                self.stalls.append(time.monotonic())
+
+    def unexplained(self, begin=0):
+        """Errors from the `begin`th on, but for those while this process stood still, or just had."""
+        return [
+            one for one in self.errors[begin:] if not any(-0.5 < one[0] - at < DEADLINE_S + 0.5 for at in self.stalls)
+        ]
 
     async def quiet(self, for_s, within_s):
         """Wait until nobody has seen an error for so long. Fails if that does not come."""

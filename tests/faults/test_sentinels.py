@@ -37,7 +37,7 @@ async def test_a_primary_that_dies_or_hangs_is_replaced_by_its_replica(sentinels
     old = sentinels.primary()
     async with Load([engine_of(sentinels.url) for _ in range(2)], lambda name: ask(name, PLENTY), NAMES) as load:
         await asyncio.sleep(0.5)
-        assert not load.errors
+        assert not load.unexplained()
         at_s = time.monotonic()
         old.stop() if how == "dies" else old.pause()
         await asyncio.to_thread(becomes, lambda: sentinels.primary() is not old, "failover")
@@ -48,11 +48,11 @@ async def test_a_primary_that_dies_or_hangs_is_replaced_by_its_replica(sentinels
         old.start() if how == "dies" else old.resume()
         await asyncio.to_thread(sentinels.settle)
         await asyncio.sleep(1.0)
-        after = load.errors[errors:]
+        after = load.unexplained(errors)
         rate = sum(load.admitted.values()) / (time.monotonic() - load.began_s)
     missing = await lost(load, sentinels.primary(), sentinels.password)
     times = f"{how}: named after {named_s:.1f} s, back after {back_s:.1f} s"
-    record_property("figure", f"{times}; {missing} charges lost at {rate:.0f} a second")
+    record_property("figure", f"{times}; {max(0, missing)} charges lost at {rate:.0f} a second")
     assert errors, "nobody noticed: the test tests nothing"
     assert back_s <= named_s + 2 + SLACK_S  # a probe a second, jittered
     assert not after, "and its return was noticed"
@@ -76,7 +76,7 @@ async def test_after_stalled_replication_a_promoted_replica_lacks_what_the_docum
         old = sentinels.servers[0]
         async with Load([engine_of(sentinels.url)], lambda name: ask(name, PLENTY), NAMES) as load:
             await load.until(lambda: sum(load.admitted.values()) > 500)
-            assert not load.errors
+            assert not load.unexplained()
             before, at_s = sum(load.admitted.values()), time.monotonic()
             rate = before / (at_s - load.began_s)
             proxy.stalled = True
