@@ -56,7 +56,7 @@ async def serving(
 
     ratelimit = RateLimit(limiter.engine, catalog, callers, address=identity, max_in_flight=settings.max_in_flight)
     methods = {"ShouldRateLimit": ratelimit.should_rate_limit}
-    server = Server(listener, {NAME: methods}, header_s=settings.header_timeout_s)
+    server = Server(listener, {NAME: methods}, header_s=settings.header_timeout_s, drain_s=settings.drain_s)
     async with server:
         yield
 

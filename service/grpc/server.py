@@ -23,8 +23,8 @@ Method = Callable[[bytes, Any], Awaitable[bytes]]
 LARGEST_BYTES = 1 << 20
 """Of one request."""
 
-_LEAVING_S = 2.0  # for clients to go elsewhere, once they are told
-_STOP_S = 1.0  # for the calls of those that stay
+_LEAVING_S = 2.0  # for clients to go elsewhere, once they are told; half of the drain at most
+_STOP_S = 1.0  # for the calls of those that stay; a quarter of the drain at most
 _log = events()
 
 
@@ -35,12 +35,19 @@ class Server:
         listener: The socket of all workers.
         services: By full name, their methods by name.
         header_s: How long a connection may take to become HTTP/2; 0 = for ever.
+        drain_s: How long the end may take.
     """
 
     def __init__(
-        self, listener: socket.socket, services: Mapping[str, Mapping[str, Method]], *, header_s: float = 15
+        self,
+        listener: socket.socket,
+        services: Mapping[str, Mapping[str, Method]],
+        *,
+        header_s: float = 15,
+        drain_s: float = 20,
     ) -> None:
-        self._folder = Path(tempfile.mkdtemp(prefix="onequota-"))
+        self._leaving_s, self._stop_s = min(_LEAVING_S, drain_s / 2), min(_STOP_S, drain_s / 4)
+        self._folder = Path(tempfile.mkdtemp(prefix="onequota-grpc-"))
         inner = self._folder / "grpc"
         options: list[tuple[str, int]] = [
             ("grpc.max_receive_message_length", LARGEST_BYTES),
@@ -79,8 +86,8 @@ class Server:
         if stopping:  # else the others serve: whoever heard that this worker does not would take it for all of them
             await self._health.enter_graceful_shutdown()
         self.door.retire(last=stopping)
-        await self.door.emptied(_LEAVING_S)
-        await self._server.stop(_STOP_S)
+        await self.door.emptied(self._leaving_s)
+        await self._server.stop(self._stop_s)
         self.door.cut()
 
     async def aclose(self) -> None:

@@ -4,11 +4,13 @@ import asyncio
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 from calling import channel
 from grpc.aio import AioRpcError
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from running import command, environment
 
 from service import grpc
@@ -84,3 +86,16 @@ async def test_callers_without_a_key_are_counted_by_their_address() -> None:
             assert error.code().name == "UNAUTHENTICATED"
     assert missed == ["127.0.0.1"]
     await limiter.aclose()
+
+
+async def test_the_end_fits_into_the_drain_also_with_a_client_that_stays() -> None:
+    """0.4 s here; 3 s are the most it takes anywhere."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    server = Server(listener, {}, drain_s=0.4)
+    async with channel(f"127.0.0.1:{listener.getsockname()[1]}") as opened:
+        async with server:
+            watch = health_pb2_grpc.HealthStub(opened).Watch(health_pb2.HealthCheckRequest(), timeout=60)
+            await watch.read()
+            began_s = time.monotonic()
+        assert time.monotonic() - began_s < 2
+        watch.cancel()

@@ -1,6 +1,7 @@
 """Workers come and go under gRPC clients, and no call fails. Real processes, real signals."""
 
 import asyncio
+import re
 import signal
 import sys
 from pathlib import Path
@@ -97,13 +98,18 @@ async def test_who_watches_hears_of_the_end_of_the_service_and_not_of_a_workers(
         assert await asyncio.to_thread(running.process.wait, 20) == 0
 
 
-async def test_what_a_killed_service_leaves_behind_does_not_hold_its_ports(folder: Path) -> None:
-    """kill -9 of the parent: workers drain and end, with gRPC as without."""
-    with onequota(folder, *SERVE, variables={"ONEQUOTA_DRAIN_S": "1"}) as running:
+async def test_what_a_killed_service_leaves_behind_does_not_hold_its_ports(
+    folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """kill -9 of the parent: workers drain and end, with gRPC as without, and with a client that stays."""
+    temporary = tmp_path_factory.mktemp("temporary")
+    with onequota(folder, *SERVE, variables={"ONEQUOTA_DRAIN_S": "1", "TMPDIR": str(temporary)}) as running:
+        await wait(lambda: count(running, "worker_serving") == 2)
         async with channel(running.banner["grpc"]) as opened:
             assert await look(opened) == 1
-            workers = [
-                int(line.split("worker=")[1].split()[0]) for line in running.said().splitlines() if "worker=" in line
-            ]
+            workers = [int(pid) for pid in re.findall(r"worker=(\d+)", running.said())]
+            assert len(workers) == 2
+            assert len(list(temporary.glob("onequota-grpc-*"))) == 2
             running.process.kill()
             await wait(lambda: not any(map(alive, workers)), 20)
+    assert not list(temporary.glob("onequota-grpc-*")), "their sockets"
