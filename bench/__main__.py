@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from bench import exact, gateways, hangups, simulation, soak, tax, trust
+from bench import asked, exact, gateways, hangups, simulation, soak, tax, trust
 from bench.processes import ROOT, Cpus
 from bench.redises import MissingError
 from bench.service import NotStartedError
@@ -62,6 +62,30 @@ def _tax(
     with _told():
         report = tax.measure(rounds=rounds, requests=requests, connections=connections, with_wrk=with_wrk, cpus=cpus)
     typer.echo(json.dumps(report.data()) if as_json else report.text())
+
+
+@app.command("service")
+def _service(
+    *,
+    rounds: Annotated[int, typer.Option(min=1, help="Interleaved rounds.")] = 9,
+    requests: Annotated[int, typer.Option(min=100, help="Single checks a load and round; with wrk about as many.")] = (
+        10_000
+    ),
+    bodies: Annotated[int, typer.Option(min=1, help="Of a thousand checks, a round.")] = 60,
+    connections: Annotated[int, typer.Option(min=1, help="Kept alive.")] = 32,
+    generator: Annotated[Generator, typer.Option(help="auto: wrk if it is installed.")] = Generator.AUTO,
+    cpus: Annotated[Cpus, typer.Option(help="Of worker and Redis.")] = Cpus.APART,
+    as_json: Json = False,
+) -> None:
+    """CPU an answer of the service: one check, a thousand at once; beside them a bare ASGI handler."""
+    with_wrk = None if generator is Generator.AUTO else generator is Generator.WRK
+    with _told():
+        report = asked.measure(
+            rounds=rounds, requests=requests, bodies=bodies, connections=connections, with_wrk=with_wrk, cpus=cpus
+        )
+    typer.echo(json.dumps(report.data()) if as_json else report.text())
+    if not report.holds:
+        raise typer.Exit(1)
 
 
 @app.command("exact")

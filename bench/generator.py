@@ -5,11 +5,12 @@ as JSON to standard output. HTTP/1.1 with Content-Length only, which is what the
 """
 
 import asyncio
+import itertools
 import json
 import sys
 import time
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import cast
 
 import uvloop
@@ -25,6 +26,8 @@ class Task:
         connections: Kept alive throughout, or opened again when the server closes one.
         method, path: The same for all.
         body: JSON text; "" = none.
+        bodies: Such texts, sent in turn, instead of `body`.
+        headers: More of them.
         timeout_s: The whole run's; what is not answered by then is an error.
     """
 
@@ -34,14 +37,20 @@ class Task:
     method: str = "GET"
     path: str = "/"
     body: str = ""
+    bodies: list[str] = field(default_factory=list)
+    headers: dict[str, str] = field(default_factory=dict)
     timeout_s: float = 300
 
     @property
-    def message(self) -> bytes:
+    def messages(self) -> list[bytes]:
+        return [self._message(body) for body in self.bodies or [self.body]]
+
+    def _message(self, body: str) -> bytes:
         head = f"{self.method} {self.path} HTTP/1.1\r\nhost: 127.0.0.1:{self.port}\r\n"
-        if self.body:
-            head += f"content-type: application/json\r\ncontent-length: {len(self.body.encode())}\r\n"
-        return (head + "\r\n" + self.body).encode()
+        head += "".join(f"{name}: {value}\r\n" for name, value in self.headers.items())
+        if body:
+            head += f"content-type: application/json\r\ncontent-length: {len(body.encode())}\r\n"
+        return (head + "\r\n" + body).encode()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +78,7 @@ class _Load:
 
     def __init__(self, task: Task) -> None:
         self.task = task
-        self.message = task.message
+        self.messages = itertools.cycle(task.messages)
         self.left = task.requests
         self.open = 0
         self.errors = 0
@@ -121,7 +130,7 @@ class _Connection(asyncio.Protocol):
             return
         self.load.left -= 1
         self.sent_ns = time.monotonic_ns()
-        self.transport.write(self.load.message)
+        self.transport.write(next(self.load.messages))
 
     def data_received(self, data: bytes) -> None:
         self.buffer += data

@@ -5,7 +5,9 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 from bench.generator import Result, Task, percentile
 from bench.processes import ROOT
@@ -56,8 +58,19 @@ def has_wrk() -> bool:
 
 def wrk(port: int, path: str, *, seconds: int, connections: int) -> Seen:
     """wrk for a time. It does not wait for the last requests: the server answers up to `connections` more."""
+    return _wrk(port, path, [], [], seconds=seconds, connections=connections)
+
+
+def wrk_script(port: int, path: str, script: Path, arguments: Sequence[str], *, seconds: int, connections: int) -> Seen:
+    """The same, with requests that a script of wrk's makes."""
+    return _wrk(port, path, ["-s", str(script)], ["--", *arguments], seconds=seconds, connections=connections)
+
+
+def _wrk(
+    port: int, path: str, options: Sequence[str], arguments: Sequence[str], *, seconds: int, connections: int
+) -> Seen:
     url = f"http://127.0.0.1:{port}{path}"
-    command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--latency", url]
+    command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--latency", *options, url, *arguments]
     return read_wrk(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
 
 

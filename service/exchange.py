@@ -12,6 +12,8 @@ from starlette.middleware.errors import ServerErrorMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.types import Message, Receive, Scope, Send
 
+from service.cancelling import Scope as CancelScope
+from service.cancelling import TaskScope
 from service.errors import PROBLEM_JSON, REDUCED_CAPACITY, OnequotaError, problem
 from service.logs import REQUEST_ID, events
 
@@ -76,7 +78,7 @@ class Exchange:
         self.since_s = watch.loop.time()
         self.counted = self.over = False
         self.state = WAITING
-        self.cancel = watch.scope_class()
+        self.cancel: CancelScope = TaskScope(watch.loop) if scope["path"] in shield.hot else watch.scope_class()
         self._begun_s = time.perf_counter() if shield.access_log else 0.0
         self._status = CLIENT_LEFT
         self._size = self._chunks = 0

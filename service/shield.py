@@ -25,6 +25,7 @@ import math
 from asyncio import AbstractEventLoop, CancelledError, get_running_loop
 from collections.abc import Iterable, Mapping
 from contextvars import Context
+from threading import get_ident
 
 import anyio
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -87,6 +88,7 @@ class Shield:
         if not isinstance(access_log, bool):
             raise _unmeant("access_log", access_log, "True or False")
         self.access_log = access_log
+        self.hot = frozenset(getattr(app, "hot", ()))  # paths whose work waits for no threads, see routes/raw.py
         self.shed = 0
         self.timeouts = 0
         self._watches: dict[AbstractEventLoop, Watch] = {}
@@ -109,7 +111,7 @@ class Shield:
             await (self._websocket if kind == "websocket" else self.app)(scope, receive, send)
             return
         watch = self._latest
-        if watch is None or watch.loop is not get_running_loop():
+        if watch is None or watch.thread != get_ident() or not watch.loop.is_running():
             watch = self._watch()
         headers = dict(scope["headers"])
         request_id = identify(scope, headers)
@@ -194,6 +196,9 @@ class Watch:
     def __init__(self, shield: Shield, loop: AbstractEventLoop) -> None:
         self.shield = shield
         self.loop = loop
+        self.thread = (
+            get_ident()
+        )  # with `is_running` it tells whether the loop is the running one, without a system call
         self.scope_class = type(anyio.CancelScope())  # asyncio's: asking anyio which is 1 µs a request
         self.in_flight = 0
         self.streams = 0

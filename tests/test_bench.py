@@ -5,7 +5,7 @@ import json
 import pytest
 from servers import needs
 
-from bench import exact, tax
+from bench import asked, exact, tax
 from bench.generator import Result, Task, percentile
 from bench.load import Seen, bundled, read_wrk, seen, wrk
 from bench.processes import worker
@@ -76,6 +76,47 @@ def test_every_counted_request_was_charged_and_every_server_cost_something(with_
     assert one["none"].worker_us > 0
     assert json.loads(json.dumps(report.data()))["generator"] == ("wrk" if with_wrk else "bundled generator")
     assert "ours / stock = 1/" in report.text()
+
+
+@pytest.mark.parametrize("with_wrk", [False, True], ids=["bundled", "wrk"])
+def test_every_check_that_was_answered_was_charged_and_the_report_says_what_holds(with_wrk):
+    needs("redis-server")
+    if with_wrk:
+        needs("wrk")
+    report = asked.measure(rounds=1, requests=500, bodies=2, connections=4, with_wrk=with_wrk)
+    [one] = report.rounds
+    for load in ("one", "domain", "many"):  # `measure` itself raises if a unit is missing
+        assert one[load].decided >= (2_000 if load == "many" else 500)
+        assert one[load].worker_us > 0 and one[load].redis_us > 0
+    assert one["bare"].worker_us > 0
+    figures = json.loads(json.dumps(report.data()))
+    assert figures["of_bare"] == pytest.approx(one["bare"].cpu_us / one["one"].cpu_us, abs=0.001)
+    assert figures["of_one"] == pytest.approx(one["one"].cpu_us / one["many"].cpu_us, abs=0.01)
+    assert "promised: 0.35" in report.text() and "promised: 8" in report.text()
+
+
+@pytest.mark.parametrize(("one_us", "many_us", "holds"), [(28, 3.5, True), (28.7, 3.5, False), (28, 3.51, False)])
+def test_the_service_costs_what_is_promised_or_it_does_not(one_us, many_us, holds):
+    """10 µs of a bare handler are 0.35 of 28.57; 28 are 8 times 3.5."""
+    costs = {"bare": 10, "one": one_us, "domain": 30, "many": many_us}
+    samples = {load: asked.Sample(worker_us=us, redis_us=0, decided=1) for load, us in costs.items()}
+    report = asked.Report(generator="wrk", connections=1, cpus=asked.Cpus.ANY, rounds=[samples])
+    assert report.holds is holds
+
+
+def test_a_check_that_is_answered_and_not_charged_stops_the_measurement():
+    bench = asked._Bench(None, {}, requests=100, bodies=1, connections=4, use_wrk=False)
+    fine = Seen(ok=100, bad=0, p50_us=1, p99_us=1)
+    assert bench._decided("one", fine, charged=100) == 100
+    assert bench._decided("many", fine, charged=100_000) == 100_000
+    for load, found, charged in [
+        ("one", fine, 99),
+        ("one", fine, 101),
+        ("many", fine, 99_999),
+        ("one", Seen(ok=100, bad=1, p50_us=1, p99_us=1), 100),
+    ]:
+        with pytest.raises(tax.InexactError):
+            bench._decided(load, found, charged=charged)
 
 
 def test_requests_that_were_not_charged_stop_the_measurement():

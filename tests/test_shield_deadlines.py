@@ -32,6 +32,26 @@ def told(caplog):
     return lambda event: events_of(caplog.records, event)
 
 
+class Everything(frozenset):
+    """All paths."""
+
+    def __contains__(self, path):
+        return True
+
+
+@pytest.fixture(params=["anyio's scope", "a task's"])
+def both_scopes(request, monkeypatch):
+    """Once as any app's work is cancelled, and once as that of a hot route."""
+    if request.param == "a task's":
+        made = Shield.__init__
+
+        def make(self, *arguments, **options):
+            made(self, *arguments, **options)
+            self.hot = Everything()
+
+        monkeypatch.setattr(Shield, "__init__", make)
+
+
 def run(app, *arguments, **options):
     """One request, to its end."""
     return jumping(Wire(app, *arguments, **options).run())
@@ -53,6 +73,7 @@ async def sleeps_well():
 # ── time to first byte ───────────────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.usefixtures("both_scopes")
 def test_without_a_byte_in_time_the_answer_is_504(told):
     """30 s; problem+json with the request's id; one line at warning."""
     shield = Shield(hangs)
@@ -156,6 +177,7 @@ APPS = [
 ]
 
 
+@pytest.mark.usefixtures("both_scopes")
 @pytest.mark.parametrize("app", APPS)
 def test_whatever_the_work_does_with_its_cancellation_the_answer_is_504(app):
     """In time, whole, once; nothing is raised at the server; and the work ends."""
@@ -165,6 +187,7 @@ def test_whatever_the_work_does_with_its_cancellation_the_answer_is_504(app):
     assert wire.scope["state"].get("cancelled_s", 30) == 30
 
 
+@pytest.mark.usefixtures("both_scopes")
 @pytest.mark.parametrize("app", APPS)
 def test_a_shield_in_a_shield_keeps_the_shorter_deadline(app, caplog):
     assert run(Shield(Shield(app, request_timeout_s=5))).at_s == [5, 5]
@@ -174,6 +197,7 @@ def test_a_shield_in_a_shield_keeps_the_shorter_deadline(app, caplog):
     assert run(Shield(Shield(app))).problem["status"] == 504
 
 
+@pytest.mark.usefixtures("both_scopes")
 @pytest.mark.parametrize("after_s", [29.99, 29.9999, 30, 30.0001, 30.01, 30.1])
 def test_an_answer_at_the_last_moment_is_whole_whosever_it_is(after_s):
     async def app(scope, receive, send):
@@ -186,6 +210,7 @@ def test_an_answer_at_the_last_moment_is_whole_whosever_it_is(after_s):
     assert wire.status == 200 or after_s >= 30
 
 
+@pytest.mark.usefixtures("both_scopes")
 def test_an_app_that_ends_in_the_very_moment_waits_for_the_504():
     """A server that saw it return would answer 500 itself."""
 
@@ -209,6 +234,7 @@ def test_an_app_that_ends_in_the_very_moment_waits_for_the_504():
     jumping(visit())
 
 
+@pytest.mark.usefixtures("both_scopes")
 def test_what_is_sent_after_the_504_is_lost_and_receive_says_that_the_client_has_left():
     heard = []
 
@@ -224,6 +250,7 @@ def test_what_is_sent_after_the_504_is_lost_and_receive_says_that_the_client_has
     assert heard == [{"type": "http.disconnect"}]
 
 
+@pytest.mark.usefixtures("both_scopes")
 @pytest.mark.parametrize("says", [chunk(), START, LAST, None])
 def test_an_app_that_talks_or_listens_on_in_a_loop_holds_nobody_up(says):
     """What it sends is lost, and each loss gives others their turn."""
@@ -255,6 +282,7 @@ def test_an_upload_that_makes_progress_is_not_timed_out():
     assert (wire.status, wire.at_s) == (200, [120, 120])
 
 
+@pytest.mark.usefixtures("both_scopes")
 def test_an_upload_that_stalls_is_504():
     """30 s after its last byte."""
 
@@ -366,6 +394,7 @@ def test_background_tasks_have_no_deadline():
     assert shield.timeouts == 0
 
 
+@pytest.mark.usefixtures("both_scopes")
 def test_a_cancelled_request_may_await_in_its_finally():
     """It is cancelled once, as by asyncio: a connection can be given back in peace."""
     tidied = []
@@ -381,6 +410,7 @@ def test_a_cancelled_request_may_await_in_its_finally():
     assert tidied == [30.5]
 
 
+@pytest.mark.usefixtures("both_scopes")
 def test_a_request_cancelled_while_it_was_about_to_run_may_await_in_its_finally_too():
     """What a stream is refused for, or a body, happens within its own call."""
     tidied = []
@@ -396,6 +426,7 @@ def test_a_request_cancelled_while_it_was_about_to_run_may_await_in_its_finally_
     assert tidied == [0.5]
 
 
+@pytest.mark.usefixtures("both_scopes")
 def test_work_that_will_not_end_is_cancelled_once_a_second():
     """And not at every turn of the loop, which would keep a core busy for as long as it lasts."""
     heard = []
@@ -411,6 +442,7 @@ def test_work_that_will_not_end_is_cancelled_once_a_second():
     assert heard == [*range(30, 60)]
 
 
+@pytest.mark.usefixtures("both_scopes")
 def test_a_timed_out_request_can_still_be_cancelled_by_the_server():
     """At the end of a drain."""
 
@@ -435,6 +467,7 @@ def test_a_timed_out_request_can_still_be_cancelled_by_the_server():
     jumping(drain())
 
 
+@pytest.mark.usefixtures("both_scopes")
 def test_a_client_that_does_not_even_take_the_504_is_cut_off():
     """After `stream_idle_s`, as any client that does not read."""
 
@@ -448,6 +481,7 @@ def test_a_client_that_does_not_even_take_the_504_is_cut_off():
     jumping(visit())
 
 
+@pytest.mark.usefixtures("both_scopes")
 def test_a_client_that_does_not_take_the_500_is_cut_off(told):
     """Its line is the exception's."""
 
@@ -465,6 +499,7 @@ def test_a_client_that_does_not_take_the_500_is_cut_off(told):
     assert told("stream_idle") == []
 
 
+@pytest.mark.usefixtures("both_scopes")
 def test_a_request_that_the_server_gives_up_before_its_504_is_taken_is_forgotten():
     async def visit():
         wire = Wire(Shield(notices))
@@ -550,6 +585,7 @@ async def cut(app, **options):
     return wire, now_s()
 
 
+@pytest.mark.usefixtures("both_scopes")
 def test_a_stream_that_falls_silent_is_cut(told):
     """60 s after its last chunk; its work is cancelled; one line."""
     shield = Shield(silent_after(1, 59, 59.9))
@@ -665,6 +701,7 @@ def test_a_file_that_the_server_sends_is_not_silent():
     jumping(visit())
 
 
+@pytest.mark.usefixtures("both_scopes")
 def test_an_app_whose_stream_was_cut_hears_that_its_client_has_left():
     """At once, whatever that is still sending or not."""
     heard = []
@@ -681,12 +718,14 @@ def test_an_app_whose_stream_was_cut_hears_that_its_client_has_left():
     assert heard == ["http.disconnect"] * 2
 
 
+@pytest.mark.usefixtures("both_scopes")
 def test_a_stream_cut_by_an_inner_shield_is_cut_by_the_outer():
     wire, at_s = jumping(cut(Shield(Shield(silent_after(1), stream_idle_s=5))))
     assert 6 <= at_s <= 6.1
     assert len(wire.sent) == 2
 
 
+@pytest.mark.usefixtures("both_scopes")
 @pytest.mark.parametrize("before_s", [-1e-10, 0, 1e-10, 1e-6])
 def test_a_response_that_ends_at_the_last_moment_is_whole_or_cut(before_s):
     """It may end in the very turn of the loop in which it is due; what is left behind is nothing."""

@@ -4,8 +4,8 @@ A refusal is a value, not an exception: `Decision.allowed` is false and `retry_a
 """
 
 import hashlib
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple, overload
 
 from service.errors import AlreadySettled, InvalidInput, NotHeld
 from service.limits.limit import Limit
@@ -55,11 +55,13 @@ class Ask:
         names: The keys.
         words: The rest, as the script reads it.
         width: How many integers the reply has.
+        times: How many requests it stands for: 1, but for `Alike`.
     """
 
     __slots__ = ("at_us", "charges", "kind", "names", "width", "words")
 
     lease: str | None = None
+    times: int = 1
 
     def __init__(self, charges: Sequence[Charge], kind: int = CHARGE, at_us: int = 0) -> None:
         self.charges = charges
@@ -76,6 +78,55 @@ class Ask:
         words = [f"{kind} {len(charges)}" if kind != GIVE_BACK else f"{kind} {len(charges)} {at_us}"]
         words += [f"{limit.words} {cost}" for limit, _, cost in charges]
         self.words = " ".join(words)
+
+
+class Alike(Ask):
+    """Many requests that are alike but for whom they charge, each decided for itself, in order: a tenth of the work.
+
+    Attributes:
+        limit: Of all of them.
+        cost: Units of each, 0 to `limit.capacity`.
+    """
+
+    __slots__ = ("cost", "limit", "times")
+
+    def __init__(self, limit: Limit, names: list[bytes], cost: int, kind: int = CHARGE) -> None:
+        """`names`: the key of each, one at least; `kind`: CHARGE or LOOK."""
+        self.limit = limit
+        self.cost = cost
+        self.charges = _Charges(limit, names, cost)
+        self.kind = kind
+        self.at_us = 0
+        self.names = names
+        self.times = len(names)
+        self.width = 4 * len(names)
+        self.words = f"{kind} 1 {limit.words} {cost}"
+
+    def each(self) -> Iterator[Ask]:
+        """One by one, as they could have been asked."""
+        for charge in self.charges:
+            yield Ask((charge,), self.kind)
+
+
+class _Charges(Sequence[Charge]):
+    """The charges of `Alike`, made when they are looked at, which is seldom."""
+
+    def __init__(self, limit: Limit, names: Sequence[bytes], cost: int) -> None:
+        self._limit = limit
+        self._names = names
+        self._cost = cost
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    @overload
+    def __getitem__(self, index: int) -> Charge: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Charge]: ...
+    def __getitem__(self, index: int | slice) -> Charge | Sequence[Charge]:
+        if isinstance(index, slice):
+            return _Charges(self._limit, self._names[index], self._cost)
+        return Charge(self._limit, self._names[index], self._cost)
 
 
 class Token(NamedTuple):
@@ -268,6 +319,34 @@ class Degraded(Decision):
         return True
 
 
+class Decisions(NamedTuple):
+    """The answers to an `Alike`.
+
+    Attributes:
+        asked: What it was.
+        at_us: The store's clock when it decided, microseconds since the epoch.
+        numbers: Of each request: remaining, reset_us, retry_us, next_us, as in `Standing`.
+        degraded: Some of it was made without the store, as in `Decision`.
+    """
+
+    asked: Alike
+    at_us: int
+    numbers: Sequence[int]
+    degraded: bool = False
+
+    @property
+    def allowed(self) -> int:
+        """How many pass."""
+        return sum(not retry_us for retry_us in self.numbers[2::4])
+
+    @classmethod
+    def of(cls, asked: Alike, decisions: Sequence[Decision]) -> "Decisions":
+        """What was asked one by one after all."""
+        numbers = [number for decision in decisions for number in decision.standings[0][2:]]
+        at_us = min(decision.at_us for decision in decisions)
+        return cls(asked, at_us, numbers, any(decision.degraded for decision in decisions))
+
+
 _tuple = tuple.__new__
 
 
@@ -277,7 +356,7 @@ def seconds(us: int) -> int:
 
 
 def read(ask: Ask, at_us: int, numbers: Sequence[int], start: int) -> Decision:
-    """The decision in a store's flat answer: four integers a charge from `numbers[start]` on.
+    """The decision in a store's flat answer: four integers a charge from `numbers[start]` on; for `Alike`, `Decisions`.
 
     Raises:
         InvalidInput: The ask carries a token that came with other content before.
@@ -289,6 +368,8 @@ def read(ask: Ask, at_us: int, numbers: Sequence[int], start: int) -> Decision:
         limit, _, cost = charges[0]
         standing = _tuple(Standing, (limit, cost, remaining, reset_us, retry_us, next_us))
         return _tuple(Decision, (retry_us == 0, at_us, (standing,)))
+    if ask.times > 1:
+        return Decisions(ask, at_us, numbers[start : start + ask.width])  # type: ignore[arg-type, return-value]
     kind = Decision
     if isinstance(ask, TokenAsk):
         outcome, at_us = numbers[start : start + 2]

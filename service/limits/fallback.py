@@ -28,9 +28,11 @@ from service.limits.decision import (
     GIVE_BACK,
     LOOK,
     RENEW,
+    Alike,
     Ask,
     Charge,
     Decision,
+    Decisions,
     Degraded,
     LeaseAsk,
     SettleAsk,
@@ -76,7 +78,7 @@ class Fallback:
         return "deny" if "deny" in found else "local" if "local" in found else "allow"
 
     def decide(self, ask: Ask, error: StoreUnavailable, *, here: bool = False) -> Decision:
-        """The decision without the store.
+        """The decision without the store; for `Alike`, `Decisions`.
 
         Args:
             ask: Of any kind.
@@ -87,6 +89,8 @@ class Fallback:
             StoreUnavailable: Nobody decides: `deny`, or the store has what is to be given back, renewed or settled.
             InvalidInput: Its token came with other content before.
         """
+        if isinstance(ask, Alike):
+            return Decisions.of(ask, [self.decide(one, error) for one in ask.each()])  # type: ignore[return-value]
         elsewhere = ask.kind in (GIVE_BACK, RENEW) or isinstance(ask, SettleAsk)
         if not here and (self.policy(ask) == "deny" or (elsewhere and not self._holds(ask))):
             raise error.once_more()

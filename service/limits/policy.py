@@ -18,6 +18,7 @@ import asyncio
 import contextlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import NamedTuple
 
 from service.errors import InvalidInput, StoreUnavailable
@@ -225,16 +226,21 @@ def _part(domain: str, wanted: Wanted, match: Match | None, units: int, now_us: 
         if rule.calendar is not None:
             limit = rule.calendar.limit(now_us, rule.name if not limits else "")
             limits = (*limits, replace(limit, on_outage=rule.on_outage))
-    least = {limit: min(units, 1) if limit.leases else units for limit in limits}  # of what is held a request takes one
-    hopeless_us = max((limit.refill_s * 1_000_000 for limit in limits if least[limit] > limit.capacity), default=0)
-    return Part(
-        match,
-        tuple(
-            Charge(limit, keys.spell(prefix, identity, scope, limit.spelling), 0 if hopeless_us else least[limit])
-            for limit in limits
-        ),
-        hopeless_us,
-    )
+    # of what is held a request takes one
+    least = [min(units, 1) if limit.leases else units for limit in limits]
+    over = [limit.refill_s * 1_000_000 for limit, cost in zip(limits, least, strict=True) if cost > limit.capacity]
+    hopeless_us = max(over, default=0)
+    who = keys.who(identity)
+    charges = []
+    for limit, cost in zip(limits, least, strict=True):
+        head, tail = _around(prefix, scope, limit)
+        charges.append(Charge(limit, head + who + tail, 0 if hopeless_us else cost))
+    return Part(match, tuple(charges), hopeless_us)
+
+
+@lru_cache(maxsize=4096)
+def _around(prefix: str, scope: str, limit: Limit) -> tuple[bytes, bytes]:
+    return keys.around(prefix, scope, limit.spelling)
 
 
 def _together(parts: Iterable[Part]) -> list[Charge]:

@@ -1,7 +1,7 @@
 """Hot routes: answered before the framework's middlewares and router, which cost three times a decision.
 
 A hot route is an ASGI app for one path. It sees to methods, keys, addresses and bodies itself, with what is here; what
-it raises is the shield's to answer.
+it raises is the shield's to answer. It may not wait for threads: the shield cancels it in a cheaper way (`TaskScope`).
 """
 
 from collections.abc import Mapping

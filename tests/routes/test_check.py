@@ -74,6 +74,47 @@ def test_many_stand_alone_and_come_in_order(client):
     assert [result["allowed"] for result in results] == [True, False, True]
 
 
+def test_those_that_are_alike_and_those_that_are_not_are_answered_in_order(client):
+    """Alike but for the key, they are asked as one: also in slices, and with callers who come twice."""
+    alike = [{"key": f"k{number % 150}", "limits": "2/minute"} for number in range(400)]
+    other = {"key": "k0", "limits": "1/minute;5/hour"}
+    gcra = {"key": "k0", "limits": "4/minute", "algorithm": "gcra", "burst": 1}
+    results = ask(client, {"checks": [other, *alike[:200], other, gcra, *alike[200:], gcra]}).json()["results"]
+    found = [result["limits"][0]["remaining"] if result["allowed"] else None for result in results]
+    times: dict[str, int] = {}
+    for number, check in enumerate(alike):
+        times[check["key"]] = seen = times.get(check["key"], 0) + 1
+        assert found[number + (1 if number < 200 else 3)] == (2 - seen if seen < 3 else None), number
+    assert [found[index] for index in (0, 201, 202, 403)] == [0, None, 0, None]
+    assert results[350]["retry_after"] in (59, 60)
+
+
+@pytest.mark.parametrize(
+    ("last", "field"),
+    [
+        ({"key": "a", "limits": "5/minute", "cost": True}, "cost"),
+        ({"key": "a", "limits": "5/minute", "cost": 1.0}, "cost"),
+        ({"key": "a", "limits": "5/minute", "cost": 1, "peek": 0}, "peek"),
+        ({"key": "a" * 1025, "limits": "5/minute", "cost": 1}, "key"),
+        ({"key": "", "limits": "5/minute", "cost": 1}, "key"),
+        ({"key": 7, "limits": "5/minute", "cost": 1}, "key"),
+        ({"limits": "5/minute", "cost": 1}, "key"),
+        ({"key": "a", "limits": "5/minute", "cost": 1, "more": 1}, "more"),
+    ],
+)
+def test_what_is_nearly_alike_is_judged_by_itself(client, last, field):
+    good = {"key": "a", "limits": "5/minute", "cost": 1}
+    response = ask(client, {"checks": [dict(good), dict(good), last]})
+    assert response.status_code == 422
+    assert response.json()["errors"][0]["field"] == f"checks[2].{field}"
+    assert remaining(client, good) == [5]
+
+
+def test_looks_that_are_alike_spend_nothing(client):
+    looks = [{**LIMIT, "limits": "2/minute", "peek": True}] * 50
+    assert [r["limits"][0]["remaining"] for r in ask(client, {"checks": looks}).json()["results"]] == [2] * 50
+
+
 def test_a_thousand_checks_are_decided_at_once(client):
     checks = [{"key": f"k{number}", "limits": "1/minute"} for number in range(1000)]
     results = ask(client, {"checks": checks}).json()["results"]

@@ -19,6 +19,7 @@ from service.limits.decision import (
     LOOK,
     RENEW,
     REPLAYED,
+    Alike,
     Ask,
     SettleAsk,
     TokenAsk,
@@ -61,6 +62,10 @@ class MemoryStore:
         now_us = self.clock()
         numbers = [now_us]
         for ask in asks:
+            if isinstance(ask, Alike):
+                for one in ask.each():
+                    numbers += self._one(one, one.kind, now_us)
+                continue
             numbers += self._once(ask, now_us) if isinstance(ask, TokenAsk) else self._one(ask, ask.kind, now_us)
         self._until_sweep -= len(asks)
         if self._until_sweep <= 0:

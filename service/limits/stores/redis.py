@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import redis.asyncio
+from hiredis import pack_command
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import NoScriptError, RedisError, ResponseError
+from redis.exceptions import ConnectionError, NoScriptError, RedisError, ResponseError
 
 from service.errors import ConfigurationError
 from service.limits import keys
@@ -67,11 +68,11 @@ class RedisStore:
         for ask in asks:
             names += ask.names
             if ask.words == words:
-                times += 1
+                times += ask.times
                 continue
             if times:
                 runs.append(f"{times} {words}")
-            words, times = ask.words, 1
+            words, times = ask.words, ask.times
         runs.append(f"{times} {words}")
         now_us = self.clock() if self.clock else 0
         return ("EVALSHA", self._sha, len(names), *names, now_us, " ".join(runs))
@@ -79,13 +80,13 @@ class RedisStore:
     async def _call(self, call: Call) -> Sequence[int]:
         connection = await self._connected()
         try:
-            await connection.send_command(*call)
+            await _send(connection, call)
             try:
                 return await connection.read_response(disable_decoding=True)  # type: ignore[no-any-return]
             except NoScriptError:  # nothing was run: the one thing that is sent again
                 await connection.send_command("SCRIPT", "LOAD", script())
                 await connection.read_response()
-                await connection.send_command(*call)
+                await _send(connection, call)
                 return await connection.read_response(disable_decoding=True)  # type: ignore[no-any-return]
         except ResponseError:
             raise
@@ -198,6 +199,14 @@ class RedisStore:
 _BOARD = (resources.files(__package__) / "board.lua").read_text(encoding="utf-8")
 _BOARD_SHA = hashlib.sha1(_BOARD.encode(), usedforsecurity=False).hexdigest()
 BOARD_LOAD: Call = ("SCRIPT", "LOAD", _BOARD)
+
+
+async def _send(connection: Any, call: Call) -> None:
+    """redis-py's `send_command` in half the time: that packs in Python, and waits in a task of its own."""
+    if connection._writer is None:  # closed since
+        raise ConnectionError("the connection was closed")
+    connection._writer.writelines([pack_command(call)])
+    await connection._writer.drain()
 
 
 def board_call(key: bytes, after: bytes, message: bytes, keep_ms: int, most: int) -> Call:

@@ -6,7 +6,7 @@ from functools import lru_cache
 from pydantic_core import to_json
 
 from service.limits import Limit
-from service.limits.decision import Decision, Standing
+from service.limits.decision import Decision, Decisions, Standing
 from service.limits.policy import Status, Verdict
 
 
@@ -17,6 +17,20 @@ def answer(decision: Decision) -> str:
     if decision.allowed:
         return f'{{"allowed":true,"retry_after":null,"limits":{limits}{more}}}'
     return f'{{"allowed":false,"retry_after":{decision.retry_after},"limits":{limits}{more}}}'
+
+
+def answers(decisions: Decisions) -> list[str]:
+    """`answer` to each of many that were alike."""
+    more = "}" if not decisions.degraded else ',"degraded":true}'
+    words, numbers = _words(decisions.asked.limit), decisions.numbers
+    allowed = f'{{"allowed":true,"retry_after":null,"limits":[{words}'
+    return [
+        f'{allowed}{remaining},"reset_after":{-(-reset_us // 1_000_000)}}}]{more}'
+        if not retry_us
+        else f'{{"allowed":false,"retry_after":{-(-retry_us // 1_000_000)},"limits":[{words}{remaining},'
+        f'"reset_after":{-(-reset_us // 1_000_000)}}}]{more}'
+        for remaining, reset_us, retry_us in zip(numbers[::4], numbers[1::4], numbers[2::4], strict=True)
+    ]
 
 
 def verdict_answer(verdict: Verdict, *, known: bool) -> str:

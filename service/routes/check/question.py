@@ -1,5 +1,6 @@
 """What a body asks: validated before anything is charged; an error names its field as the caller wrote it. Pure."""
 
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import Annotated, Any, Literal, NamedTuple, NotRequired
 
@@ -10,11 +11,12 @@ from typing_extensions import TypedDict  # pydantic wants this one before Python
 from service.errors import InvalidInput, InvalidLimit
 from service.limits import Limit, keys, policy
 from service.limits.catalog import Catalog
-from service.limits.decision import CHARGE, LOOK, Ask, Charge
+from service.limits.decision import CHARGE, LOOK, Alike, Ask, Charge
 from service.limits.plan import outside
 from service.limits.policy import MOST_DESCRIPTORS, Planned, Wanted
 
 MOST_CHECKS = 1000
+LONGEST_KEY = 1024
 MOST_CHARGES = 3000
 """Limits of all checks of one body together."""
 
@@ -25,7 +27,7 @@ _STRICT = ConfigDict(strict=True, extra="forbid")
 class Inline(TypedDict):
     """One question with limits of its own."""
 
-    key: Annotated[str, Field(min_length=1, max_length=1024, description="Who is charged.")]
+    key: Annotated[str, Field(min_length=1, max_length=LONGEST_KEY, description="Who is charged.")]
     limits: Annotated[
         str,
         Field(max_length=1024, description="Limits in notation, all or nothing: 10/minute;200/hour"),
@@ -87,6 +89,51 @@ class Question(NamedTuple):
     charges: int
     planned: Planned | None = None
     known: bool = True
+
+
+class Run:
+    """Questions one after the other that are alike but for their key: limits of their own, one of them each.
+
+    Attributes:
+        names: The counter of each.
+    """
+
+    def __init__(self, document: dict[str, Any], question: Question, scope: str) -> None:
+        """`document` and `question` are the first of them. Raises ValueError if it has no single limit."""
+        assert question.ask is not None
+        [self._charge] = question.ask.charges
+        self._kind = question.ask.kind
+        get = document.get
+        [(_, self._head, self._tail)] = _parts(get("limits", ""), get("algorithm", "fixed-window"), get("burst"), scope)
+        self._pattern = {name: value for name, value in document.items() if name != "key"}
+        self._odd = [(name, type(value)) for name, value in self._pattern.items() if type(value) is not str]
+        self.names = [self._charge.key]
+
+    @property
+    def charges(self) -> int:
+        """As in `Question`."""
+        return len(self.names)
+
+    def takes(self, document: Any) -> bool:
+        """Add a question, if it is another one of them; else it is for `inline` to judge."""
+        if type(document) is not dict:
+            return False
+        key = document.get("key")
+        if type(key) is not str or not 0 < len(key) <= LONGEST_KEY:
+            return False
+        del document["key"]
+        # True and 1.0 equal 1, and are not the same here.
+        if document != self._pattern or any(type(document[name]) is not kind for name, kind in self._odd):
+            document["key"] = key
+            return False
+        self.names.append(self._head + keys.who(key) + self._tail)
+        return True
+
+    def pieces(self, most: int) -> Iterator[Alike]:
+        """What is to be asked, so many requests in each."""
+        limit, _, cost = self._charge
+        for start in range(0, len(self.names), most):
+            yield Alike(limit, self.names[start : start + most], cost, self._kind)
 
 
 class _Part(NamedTuple):

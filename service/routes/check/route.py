@@ -14,12 +14,13 @@ from service.errors import QUOTA_EXCEEDED, InvalidInput, StoreUnavailable
 from service.limits import Limiter, policy
 from service.limits.allowance import Allowance
 from service.limits.catalog import Catalog, Live, Still
-from service.limits.decision import CHARGE, Decision, Token, TokenAsk
+from service.limits.decision import CHARGE, Alike, Decision, Token, TokenAsk
+from service.limits.engine import all_of
 from service.limits.passage import fault, problem_response
 from service.limits.policy import Verdict
 from service.limits.token import token
-from service.routes.check.answer import answer, verdict_answer
-from service.routes.check.question import MOST_CHARGES, Question, by_domain, domain_of, inline, members
+from service.routes.check.answer import answer, answers, verdict_answer
+from service.routes.check.question import MOST_CHARGES, Question, Run, by_domain, domain_of, inline, members
 from service.routes.raw import Answered, ClientLeft, body_of, check_json, check_method, json_of, say
 from service.settings import Settings
 
@@ -108,22 +109,31 @@ class Check:
     async def _many(self, checks: Sequence[Any], caller: Caller, catalog: Catalog, once: "_Once | None") -> list[str]:
         """The answers to many questions, all of which are good."""
         turns = self._turns if len(checks) > SMALL else contextlib.nullcontext()
-        questions: list[Question] = []
+        asked: list[Question | Run] = []
+        run: Run | None = None
         for start in range(0, len(checks), SLICE):
             async with turns:
                 for index, check in enumerate(checks[start : start + SLICE], start):
-                    questions.append(_question(check, caller, catalog, f"checks[{index}]."))
-        charges = sum(question.charges for question in questions)
+                    if run is not None and run.takes(check):
+                        continue
+                    question = _question(check, caller, catalog, f"checks[{index}].")
+                    run = _run(check, question, caller) if once is None else None
+                    asked.append(run or question)
+        charges = sum(each.charges for each in asked)
         if charges > MOST_CHARGES:
             raise InvalidInput("checks", f"{charges} limits in all; at most {MOST_CHARGES} at once")
-        if once is not None and not all(question.peek for question in questions):
+        if once is not None and not all(isinstance(each, Question) and each.peek for each in asked):
             await self._bind(once)
-        answers: list[str] = []
-        for part in _slices(questions):
+        told: list[str] = []
+        for part in _slices(asked):
             async with turns:
-                found = await _all([self._decide(question, once, number) for number, question in part])
-                answers += [_told(question, one) for (_, question), one in zip(part, found, strict=True)]
-        return answers
+                found = await all_of([self._submit(each, once, number) for number, each in part])
+                for (_, each), one in zip(part, found, strict=True):
+                    if isinstance(each, Alike):
+                        told += answers(one)
+                    else:
+                        told.append(_told(each, one))
+        return told
 
     async def _bind(self, once: "_Once") -> None:
         """See that the key has not come with another body. Raises InvalidInput."""
@@ -140,6 +150,11 @@ class Check:
         if once is not None and ask.kind == CHARGE:
             ask = TokenAsk(ask.charges, once.tokens(number)(0))
         return self._engine.decide(ask)
+
+    def _submit(self, asked: Question | Alike, once: "_Once | None", number: int) -> "asyncio.Future[Any]":
+        if isinstance(asked, Alike):
+            return self._engine.decide_alike(asked)
+        return self._decide(asked, once, number)
 
 
 def too_often(limiter: Limiter, refused: Decision) -> Response:
@@ -197,27 +212,26 @@ def _told(question: Question, found: Decision | Verdict) -> str:
     return verdict_answer(found, known=question.known)
 
 
-def _slices(questions: Sequence[Question]) -> Iterator[list[tuple[int, Question]]]:
-    """The questions with their numbers, in order, so many charges at once."""
-    found: list[tuple[int, Question]] = []
+def _run(document: Any, question: Question, caller: Caller) -> Run | None:
+    """What may begin with this question; None = it is not one of many that are alike."""
+    if question.planned is not None or question.charges != 1:
+        return None
+    assert caller.inline is not None
+    return Run(document, question, caller.inline)
+
+
+def _slices(asked: Sequence[Question | Run]) -> Iterator[list[tuple[int, Question | Alike]]]:
+    """What is asked, with numbers, in order, so many charges at once."""
+    found: list[tuple[int, Question | Alike]] = []
     room = SLICE
-    for numbered in enumerate(questions):
-        charges = numbered[1].charges
-        if charges > room and found:
-            yield found
-            found, room = [], SLICE
-        found.append(numbered)
-        room -= max(1, charges)
+    for number, each in enumerate(asked):
+        pieces = [each] if isinstance(each, Question) else each.pieces(SLICE)
+        for piece in pieces:
+            charges = piece.charges if isinstance(piece, Question) else piece.times
+            if charges > room and found:
+                yield found
+                found, room = [], SLICE
+            found.append((number, piece))
+            room -= max(1, charges)
     if found:
         yield found
-
-
-async def _all(futures: "Sequence[asyncio.Future[Any]]") -> list[Any]:
-    """All answers, or the first exception; then nobody waits for the others."""
-    try:
-        return [await future for future in futures]
-    except BaseException:
-        for future in futures:
-            if not future.cancel() and not future.cancelled():
-                future.exception()  # seen: else it is complained of
-        raise
