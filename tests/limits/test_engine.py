@@ -7,6 +7,7 @@ import pytest
 from servers import RedisServer
 from topologies import PLACES
 
+from bench.proxy import FaultProxy
 from bench.redises import tell
 from service.errors import InvalidInput, StoreUnavailable
 from service.limits import keys
@@ -257,39 +258,17 @@ async def test_a_redis_that_is_not_there_is_a_plain_error():
 
 
 async def test_a_lost_reply_is_never_sent_again(redis_server: RedisServer):
-    """A proxy that passes the call on and drops the reply: charged once, told once, counted."""
-    cut, closed = asyncio.Event(), asyncio.Event()
-
-    async def pipe(reader, writer, stop=None):
-        while data := await reader.read(65536):
-            if stop is not None and stop.is_set():
-                break
-            writer.write(data)
-            await writer.drain()
-        writer.close()
-
-    async def proxy(reader, writer):
-        up_reader, up_writer = await asyncio.open_unix_connection(redis_server.socket)
-        await asyncio.gather(pipe(reader, up_writer), pipe(up_reader, writer, cut), return_exceptions=True)
-        for end in (writer, up_writer):
-            end.close()
-            await asyncio.gather(end.wait_closed(), return_exceptions=True)
-        closed.set()
-
-    server = await asyncio.start_server(proxy, "127.0.0.1", 0)
-    port = server.sockets[0].getsockname()[1]
-    engine = Engine(opener(f"redis://127.0.0.1:{port}"), 1)
-    assert (await engine.decide(ask())).standings[0].remaining == 9
-    cut.set()
-    with pytest.raises(StoreUnavailable):
-        await engine.decide(ask())
-    cut.clear()
-    assert (await engine.decide(ask())).standings[0].remaining == 7  # the lost one was charged once, not twice
-    assert engine.counters.unsettled == 1
-    closed.clear()
-    await engine.aclose()
-    server.close()
-    await closed.wait()
+    """A proxy that passes the call on and cuts the reply: charged once, told once, counted."""
+    with FaultProxy(redis_server.socket) as proxy:
+        engine = Engine(opener(f"redis://127.0.0.1:{proxy.port}", timeout_s=5), 5)
+        assert (await engine.decide(ask())).standings[0].remaining == 9
+        proxy.lost = 1.0
+        with pytest.raises(StoreUnavailable):
+            await engine.decide(ask())
+        proxy.lost = 0.0
+        assert (await engine.decide(ask())).standings[0].remaining == 7  # the lost one was charged once, not twice
+        assert engine.counters.unsettled == 1
+        await engine.aclose()
 
 
 # ── the contract of every store ──────────────────────────────────────────────────────────────────────────────────────
