@@ -74,7 +74,7 @@ ROWS: tuple[Row, ...] = (
         scenarios=(
             outages.full,
             Proof(
-                tests=("tests/faults/test_refusals.py",),
+                tests=("tests/faults/test_what_redis_refuses.py",),
                 how="Whatever else Redis refuses: READONLY, LOADING, BUSY, NOREPLICAS, MISCONF, maxclients, ACL.",
                 least=5,
             ),
