@@ -29,6 +29,17 @@ def test_a_counter_expires_when_it_weighs_nothing_and_within_two_windows(
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_a_counter_of_a_new_window_has_a_whole_life_again(redis_server: RedisServer, algorithm):
+    """By the clock that is passed in; by its own, the key is about to expire."""
+    limit = Limit(amount=5, window_s=60, algorithm=algorithm)
+    with redis_server.client() as client:
+        call(client, limit, 1, NOW_US)
+        client.pexpire("k", 1_000)
+        _, _, reset_us, _, _ = call(client, limit, 1, NOW_US + 61_000_000)
+        assert client.pttl("k") >= reset_us / 1000 - 100
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_looking_writes_nothing(redis_server: RedisServer, algorithm):
     limit = Limit(amount=5, window_s=60, algorithm=algorithm)
     with redis_server.client() as client:

@@ -9,9 +9,10 @@ return {
     if raw and s.c == 2 then
       if not s.over then s.used = sub(raw, 17) + 0 end
     elseif raw then
-      local start, used = sub(raw, 1, 16) + 0, sub(raw, 17) + 0
-      if start > now then start, s.stale = s.start, true end
-      if used > 0 and now - start < s.window then s.start, s.used = start, used end
+      local head, used = sub(raw, 1, 16), sub(raw, 17) + 0
+      local start = head + 0
+      if start > now then start, s.stale, head = s.start, true, nil end
+      if used > 0 and now - start < s.window then s.start, s.used, s.head = start, used, head end
     end
   end,
   wait = function(s, cost)
@@ -28,5 +29,11 @@ return {
   show = function(s)
     return max(0, s.capacity - s.used), s.used > 0 and max(1, s.start + s.window - now) or 0
   end,
-  save = function(s) put(s, fmt('%016d%d', s.start, s.used), s.start + s.window + (s.c == 2 and 1000000 or 0)) end,
+  save = function(s)
+    if s.head then                                                -- the window goes on, and so does the key's time
+      call('SET', s.key, s.head .. fmt('%d', s.used), 'KEEPTTL')
+    else
+      put(s, fmt('%016d%d', s.start, s.used), s.start + s.window + (s.c == 2 and 1000000 or 0))
+    end
+  end,
 }
