@@ -110,7 +110,7 @@ ROWS: tuple[Row, ...] = (
     Row(
         key="sentinel",
         fault="Sentinel failover; a replica is promoted after stalled replication",
-        promise="lost charges at most rate x (min-replicas-max-lag + 1 s), with the documented setting",
+        promise="lost charges at most rate x (min-replicas-max-lag + 2 s), with the documented setting",
         scenarios=(
             Proof(
                 tests=("tests/faults/test_sentinels.py",),

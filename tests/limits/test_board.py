@@ -258,7 +258,7 @@ def test_a_board_whose_slot_moves_is_found_again(redis_cluster, begun):
 
         if begun == "before":
             post(b"before")
-        redis_cluster.migrate(slot, target, meanwhile=post)
+        redis_cluster.migrate(slot, redis_cluster.holder(slot), target, meanwhile=post)
         post(b"after")
         late, late_heard, second = listening(opener(redis_cluster.url, None, 5))
         runner.run(late.read())

@@ -27,7 +27,7 @@ from service.limits.algorithms import script
 from service.limits.decision import Ask
 from service.limits.stores.contract import ELSEWHERE, Answer
 from service.limits.stores.faults import unavailable
-from service.limits.stores.redis import BOARD_LOAD, Call, RedisOpener, RedisStore, board_call, ended, read_board
+from service.limits.stores.redis import BOARD_LOAD, Call, RedisOpener, RedisStore, board_call, ended, read_board, send
 from service.redis_url import Host, Several
 
 REFRESH_EVERY_S = 0.1
@@ -143,7 +143,7 @@ _ASKING: Call = ("ASKING",)
 async def _pipelined(connection: Any, calls: Sequence[Call]) -> list[Any]:
     """Send calls together; replies and errors in their order. After an error of the network it comes for all."""
     try:
-        await connection.send_packed_command(connection.pack_commands(calls))
+        await send(connection, *calls)
     except (RedisError, OSError) as error:
         return [error] * len(calls)
     replies: list[Any] = []
