@@ -19,6 +19,11 @@ descriptors:
     algorithm: concurrency
   - key: root
     rate_limit: {unlimited: true}
+  - key: never
+    rate_limit: {unit: minute, requests_per_unit: 0}
+  - key: way
+    quota_mode: true
+    rate_limit: {unit: minute, requests_per_unit: 5}
 """
 ANNA, BERT = "a" * 4 + "0123456789abcdef" * 2, "b" * 4 + "0123456789abcdef" * 2
 KEYS = f"anna:{ANNA}:* bert:{BERT}:llm"
@@ -202,6 +207,10 @@ def test_an_id_somebody_made_up_reaches_no_counter(client):
         ("/v1/reservations", {**AMOUNT, "ttl": True}, 422, "ttl"),
         ("/v1/reservations", {"key": "alice", "limits": "10/fortnight"}, 422, "limits"),
         ("/v1/reservations", {**USER, "cost": 1001}, 422, "cost"),
+        ("/v1/reservations", {**USER, "descriptors": USER["descriptors"] * 2, "cost": 501}, 422, "cost"),
+        ("/v1/reservations", {**USER, "descriptors": [[{"key": "never", "value": "x"}]]}, 422, "descriptors"),
+        ("/v1/reservations", {**USER, "descriptors": [[{"key": "way", "value": "x"}]]}, 422, "descriptors"),
+        ("/v1/leases", {**USER, "descriptors": [[{"key": "never", "value": "x"}]]}, 422, "descriptors"),
         ("/v1/reservations/nonsense/settle", {"cost": 1}, 404, "id"),
         ("/v1/reservations/nonsense/settle", {"cost": -1}, 422, "cost"),
         ("/v1/reservations/nonsense/settle", {}, 422, "cost"),
@@ -228,8 +237,15 @@ def test_keys_types_and_scopes_are_looked_at_as_for_checks(client):
         assert client.post(path, json={**USER, "domain": "other"}, headers=bert).status_code == 403
         assert client.post(path, content=b"{", headers={"content-type": "application/json"}).status_code == 400
         assert client.post(path, content=b"a=1", headers={"content-type": "text/plain"}).status_code == 415
-        assert client.post(path, content=b" " * 70_000).status_code == 413
+        assert client.post(path, content=b" " * 1_100_000).status_code == 413
     assert client.get("/v1/leases").status_code == 405
+
+
+def test_an_idempotency_key_that_is_none_is_told_so_even_where_nothing_is_limited(client):
+    body = {"domain": "nobody", "descriptors": [[{"key": "user", "value": "alice"}]]}
+    for path in ("/v1/refund", "/v1/reservations", "/v1/leases"):
+        response = client.post(path, json=body, headers={"idempotency-key": "a b"})
+        assert (response.status_code, response.json()["errors"][0]["field"]) == (422, "Idempotency-Key")
 
 
 def test_every_key_expires(client, request):

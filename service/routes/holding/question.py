@@ -79,7 +79,7 @@ def amounts(document: Any, scope: str | None, catalog: Catalog, now_us: int) -> 
     if scope is None:
         question = by_domain(document, catalog, now_us)
         assert question.planned is not None
-        charges = tuple(question.planned.charges)
+        charges = _plain(question.planned)
     else:
         question = inline(document, scope)
         assert question.ask is not None
@@ -88,6 +88,18 @@ def amounts(document: Any, scope: str | None, catalog: Catalog, now_us: int) -> 
     if cost < 1:
         raise InvalidInput("cost", f"{cost} is out of range; use a whole number of at least 1")
     return Wanted(charges, cost, _ttl(ttl_s), question.planned)
+
+
+def _plain(planned: Planned) -> tuple[Charge, ...]:
+    """The charges of rules that all have to pass. Raises InvalidInput where there are others."""
+    for part in planned.parts:
+        if part.quota:
+            raise InvalidInput("descriptors", "a rule with quota_mode is one of several ways; ask POST /v1/check")
+        if part.hopeless_us and not part.shadow:
+            raise InvalidInput("descriptors", "a rule with 0 requests_per_unit lets nothing pass")
+    for charge in planned.charges:
+        charge.limit.admits(charge.cost)  # several descriptors of one counter may be more than ever passes
+    return tuple(planned.charges)
 
 
 def held(document: Any, scope: str | None, catalog: Catalog, now_us: int) -> Wanted:

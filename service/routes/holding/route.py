@@ -26,7 +26,7 @@ from service.routes.holding.question import Wanted, amounts, held, settlement
 from service.routes.raw import Answered, ClientLeft, body_of, check_json, json_of
 from service.settings import Settings
 
-LARGEST_BODY_BYTES = 1 << 16
+LARGEST_BODY_BYTES = 1 << 20
 
 NOTHING = "nothing"
 """The id of what nothing limits: settled, renewed and released like any other, without a question to Redis."""
@@ -86,17 +86,17 @@ class _Desk:
 
     async def refund(self, request: Request, caller: Caller) -> str:
         body, wanted = await self._read(request, caller, amounts)
+        once = _once(request, body, f"refund/{caller.name}")
         if not wanted.charges:
             return _UNLIMITED
-        once = _once(request, body, f"refund/{caller.name}")
         ask = Ask(wanted.charges, GIVE_BACK) if once is None else TokenAsk(wanted.charges, once, GIVE_BACK)
         return answer(await self._engine.decide(ask))
 
     async def reserve(self, request: Request, caller: Caller) -> str:
         body, wanted = await self._read(request, caller, amounts)
+        once = _once(request, body, f"reserve/{caller.name}")
         if not wanted.charges:
             return _with(_UNLIMITED, id=NOTHING)
-        once = _once(request, body, f"reserve/{caller.name}")
         found = await reservation.reserve(
             self._engine, wanted.charges, wanted.cost, ttl_s=wanted.ttl_s, owner=caller.name, token=once
         )
@@ -118,9 +118,9 @@ class _Desk:
     async def acquire(self, request: Request, caller: Caller) -> str:
         body, wanted = await self._read(request, caller, held)
         leases = tuple(charge for charge in wanted.charges if charge.limit.leases)
+        once = _once(request, body, f"lease/{caller.name}")
         if not wanted.charges:
             return _with(_UNLIMITED, id=NOTHING)
-        once = _once(request, body, f"lease/{caller.name}")
         random = tickets.random() if once is None else tickets.derived(once)
         ttl_s = min([charge.limit.window_s for charge in leases], default=wanted.ttl_s)
         ticket = tickets.admissible(Ticket(random, leases, ttl_s)) if leases else None
