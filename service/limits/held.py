@@ -1,7 +1,7 @@
 """Units of concurrency, held while something runs: renewed meanwhile, released with its end.
 
-A request holds its units from its admission until the last byte of its answer has been sent, a WebSocket until it is
-closed; an exception or a client that left ends both. Whoever dies with units in hand loses them a lease's length later.
+A request holds its units from its admission until the last piece of its answer is sent, a WebSocket until it is closed;
+an exception or a client that left ends both. Whoever dies with units in hand loses them a lease's length later.
 """
 
 import asyncio
@@ -64,12 +64,15 @@ class Held:
         return released
 
     def until_sent(self, send: Send) -> Send:
-        """`send`, releasing behind the last piece of a response."""
+        """`send`, releasing just before the last piece of a response: whoever has read it finds the unit free."""
 
         async def send_and_release(message: Message) -> None:
-            await send(message)
             if message["type"] == "http.response.body" and not message.get("more_body"):
-                self.release()
+                released = self.release()
+                if released is not None:
+                    with contextlib.suppress(StoreUnavailable):  # it ends by itself, and the log tells
+                        await asyncio.shield(released)
+            await send(message)
 
         return send_and_release
 

@@ -127,6 +127,35 @@ async def test_a_unit_is_free_again_at_once_when_its_request_has_ended():
     assert [await stage.soon("/plain") for _ in range(5)] == [200] * 5
 
 
+@pytest.mark.parametrize("path", ["/value", "/stream"])
+async def test_whoever_has_read_an_answer_finds_its_unit_free(path, redis_server):
+    """On another worker, too: it is free in Redis when the last piece goes out, and not before."""
+    limiter, app = Limiter(identity.client_address, storage_uri=redis_server.url, deadline_s=5), FastAPI()
+    gated(app, limiter)
+
+    @app.get("/value")
+    @limiter.concurrency(1)
+    async def value():
+        return "done"
+
+    @app.get("/stream")
+    @limiter.concurrency(1)
+    async def stream():
+        return StreamingResponse(iter([b"a", b"b"]))
+
+    wire, held = Wire(app, path), []
+    with redis_server.client() as client:
+
+        async def send(message, send=wire.send):
+            held.append(len(list(client.scan_iter())))
+            await send(message)
+
+        wire.send = send
+        await wire.run()
+    await limiter.aclose()
+    assert wire.status == 200 and held == [1] * (len(held) - 1) + [0]
+
+
 async def test_limits_of_a_rate_beside_it_are_charged_with_it_or_not_at_all():
     stage = Stage(limiter_of(Clock()))
     async with stage.running("/both") as (first,):
