@@ -3,12 +3,12 @@
 import os
 import platform
 import re
-import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+from bench.redises import newest, version
 from bench.trust.finding import FULL, Finding, Row, Size, how
 
 HEAD = """\
@@ -104,6 +104,4 @@ def _processor() -> str:
 
 
 def _redis() -> str:
-    done = subprocess.run(["redis-server", "--version"], stdout=subprocess.PIPE, text=True, check=True)
-    found = re.search(r"v=(\S+)", done.stdout)
-    return f"redis-server {found.group(1) if found else 'of an unknown version'}"
+    return f"redis-server {'.'.join(map(str, version(newest())))}"
