@@ -14,8 +14,9 @@ from bench.trust.finding import FULL, Finding, Row, Size, how
 HEAD = """\
 # What holds under faults, bad input and attack
 
-Written by `python -m bench trust --full`, not by hand: each figure was measured by the run that wrote this page, and a
-promise that had not held would stand here as BROKEN. The tests run the same scenarios at a tenth of their size.
+Written by `python -m bench trust --full`, not by hand: each figure was measured by the run that wrote its line (`--row`
+writes one again), and a promise that did not hold in it stands there as BROKEN. The tests run the same scenarios at a
+tenth of their size.
 """
 
 
