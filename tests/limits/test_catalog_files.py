@@ -3,6 +3,7 @@
 # ruff: noqa: ASYNC240  (files of a few bytes)
 
 import asyncio
+import gc
 import logging
 import os
 import shutil
@@ -540,3 +541,20 @@ def test_a_catalog_that_cannot_be_kept_is_in_force_all_the_same(
 ) -> None:
     assert amount(Live(file, kept=Kept(tmp_path / "nowhere" / "kept.zip"))) == 1
     assert events().count("catalog_not_kept") == 1
+
+
+# Memory
+
+
+def test_a_catalog_is_kept_from_the_garbage_collector_where_the_rest_is(file: Path) -> None:
+    found = Live(file)
+    assert gc.get_freeze_count() == 0
+    gc.freeze()
+    try:
+        before = gc.get_freeze_count()
+        file.write_text(text(2) + "".join(f"  - key: k{number}\n    limits: 1/minute\n" for number in range(500)))
+        assert found.refresh()
+        assert gc.get_freeze_count() > before + 1000
+        assert gc.isenabled()
+    finally:
+        gc.unfreeze()
