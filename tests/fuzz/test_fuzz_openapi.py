@@ -8,11 +8,11 @@ import json
 import re
 
 import schemathesis
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from hypothesis.errors import Unsatisfiable
 from schemathesis import GenerationMode
-from schemathesis.specs.openapi.checks import positive_data_acceptance
+from schemathesis.specs.openapi.checks import negative_data_rejection, positive_data_acceptance
 from starlette.testclient import TestClient
 
 from service import settings as deployment
@@ -25,6 +25,12 @@ JSON = {"content-type": "application/json"}
 
 def app_on(redis_server, **options):
     return create_app(deployment.load(redis_url=redis_server.url, redis_timeout_ms=10_000, **options))
+
+
+def left_out(case):
+    """Envoy's and the gateways' forms take more than their schema says: null for a default, what comes too often."""
+    more = [negative_data_rejection] if case.path in ("/json", "/v1/authorize") else []
+    return [positive_data_acceptance, *more]
 
 
 def fuzz(app, examples, look=lambda case, answer: None):
@@ -41,7 +47,7 @@ def fuzz(app, examples, look=lambda case, answer: None):
                 def send(case):
                     nonlocal sent
                     sent += 1
-                    answer = case.call_and_validate(excluded_checks=[positive_data_acceptance])
+                    answer = case.call_and_validate(excluded_checks=left_out(case))
                     look(case, answer)
 
                 send()
@@ -109,6 +115,7 @@ def test_bodies_that_nearly_fit_are_answered_or_refused_with_their_field_named(r
 
         @settings(max_examples=400, deadline=None, suppress_health_check=list(HealthCheck))
         @given(BODY)
+        @example({"key": "a", "limits": "10/minute"})
         def post(body):
             before = redis.dbsize()
             answer = client.post("/v1/check", content=json.dumps(body), headers=JSON)
