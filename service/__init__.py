@@ -52,6 +52,10 @@ validation, before dependencies.
       plan.py     · (route, method) → charges
       engine.py     charges → decision, per event loop
         lane.py     one queue and its one call under way: shared calls, deadlines
+        outage.py   the breaker: whether the store is asked at all
+        fallback.py what is answered while it is away: each limit's own policy
+        share.py  · this worker's share of a limit; spent.py keeps what its slot has spent of it
+        denials.py  refusals repeated for a moment, so that a flood costs Redis nothing
         spread.py   the counters are on several servers: a lane for each; asks that span them, in turn
       decision.py · frozen values: Ask, Charge, Standing, Decision
       limit.py    · a limit, valid by construction; the notation

@@ -76,3 +76,32 @@ def test_the_clients_examples_run(tmp_path, redis_server):
             here = code.replace('"http://127.0.0.1:8000"', f'"{url}"')
             done = run([sys.executable, "-W", "error", "-c", here], tmp_path)
             assert (done.returncode, done.stderr) == (0, "")
+
+
+# ── every page ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+PAGES = [page for page in sorted(ROOT.glob("**/*.md")) if not {".venv", "node_modules"} & set(page.parts)]
+LINK = re.compile(r"\]\((?!https?://|#|mailto:)([^)#]+)")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=[str(page.relative_to(ROOT)) for page in PAGES])
+def test_what_a_page_links_to_is_there(page):
+    broken = [link for link in LINK.findall(page.read_text()) if not (page.parent / link).exists()]
+    assert broken == []
+
+
+def test_the_curl_line_of_the_readme_is_answered(tmp_path, redis_server):
+    options = ("--workers", "2", "--port", "0", "--redis", redis_server.url)
+    lines = [
+        line.removeprefix("$ ")
+        for line in (ROOT / "README.md").read_text().splitlines()
+        if line.removeprefix("$ ").startswith("curl -s localhost:8000")
+    ]
+    assert len(lines) == 1
+    with onequota(tmp_path, "serve", *options, variables={"ONEQUOTA_REDIS_TIMEOUT_MS": "5000"}) as running:
+        place = running.banner["url"].removeprefix("http://")
+        httpx.get(f"http://{place}/health", timeout=60)  # until a worker serves
+        for line in lines:
+            command = line.replace("localhost:8000", place) + " --fail-with-body"
+            said = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=60, check=False)
+            assert (said.returncode, '"allowed":true' in said.stdout) == (0, True), (line, said.stdout)

@@ -28,7 +28,10 @@ def test_every_curl_line_of_the_document_works(tmp_path: Path) -> None:
             known = os.environ | {"ONEQUOTA_API_KEY": SECRET}
             said = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60, env=known)
             answers.append(json.loads(said.stdout))
-    inline, named, many = answers
+    inline, named, many, reserved, leased, refunded = answers
     assert [limit["limit"] for limit in inline["limits"]] == [10, 200]
     assert named["statuses"][0]["rule"] == "chat.user"
     assert [result["allowed"] for result in many["results"]] == [True, True]
+    assert [limit["remaining"] for limit in refunded["limits"]] == [99_000]
+    assert (reserved["expires_in"], leased["expires_in"]) == (600, 60)
+    assert [limit["name"] for limit in leased["limits"]] == ["3 at once", "20/minute"]

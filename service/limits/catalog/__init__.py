@@ -46,7 +46,7 @@ What a descriptor may say, beside `key`, one of the above and `descriptors`:
     | share_threshold                     | all values that match (2 to 4 above) share one counter                 |
     | shadow_mode                         | counted, never refused                                                 |
     | quota_mode                          | of a request's descriptors with it, one that passes is enough          |
-    | detailed_metric, value_to_metric    | which values the names of metrics carry                                |
+    | detailed_metric, value_to_metric    | read as Envoy's service reads them; `Match.metric` is the name         |
     | on_outage: allow, deny, local       | what is answered while Redis is away                                   |
     | cost_unit: tokens                   | what a unit is, for people                                             |
     | metadata                            | anything                                                               |
