@@ -12,6 +12,7 @@ from enum import StrEnum
 from random import Random
 from typing import TYPE_CHECKING, Any
 
+from hiredis import Reader
 from redis.exceptions import BusyLoadingError, ConnectionError, NoScriptError, ResponseError
 
 from bench.simulation.loop import VirtualLoop
@@ -178,7 +179,7 @@ class Server:
         if self.full:
             return ResponseError("OOM command not allowed when used memory > 'maxmemory'.")
         names = [name for ask in batch for name in ask.names]
-        assert list(command[3 : 3 + command[2]]) == names, "the command is not that of the batch"
+        assert list(command[3 : 3 + int(command[2])]) == names, "the command is not that of the batch"
         before = self.memory.saved()
         numbers = self.memory.decide_now(batch)
         self._trace(f"decides {' '.join(map(str, numbers))}")
@@ -319,7 +320,30 @@ class Connection:
         if self.link.hole:
             await asyncio.get_running_loop().create_future()
 
+    @property
+    def _writer(self) -> "Connection":
+        """As the store writes packed commands: to the stream itself."""
+        return self
+
+    transport = _writer
+
+    def abort(self) -> None:
+        """`disconnect` comes next."""
+
+    def writelines(self, packed: Sequence[bytes]) -> None:
+        reader = Reader()
+        for part in packed:
+            reader.feed(part)
+            name, *words = reader.gets()
+            self._put(name.decode(), *words)
+
+    async def drain(self) -> None:
+        """The network takes all at once."""
+
     async def send_command(self, *command: Any) -> None:
+        self._put(*command)
+
+    def _put(self, *command: Any) -> None:
         link, loop = self.link, self.link.loop
         if self._broken:
             raise ConnectionError("Connection closed by server.")

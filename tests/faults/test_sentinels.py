@@ -82,6 +82,7 @@ async def test_after_stalled_replication_a_promoted_replica_lacks_what_the_docum
             proxy.stalled = True
             await load.until(lambda: load.errors)
             stopped_s = time.monotonic() - at_s
+            rate = max(rate, (sum(load.admitted.values()) - before) / stopped_s)
             await load.until(lambda: "Not enough good replicas" in str(load.errors[-1][2]) or len(load.errors) > 50)
             assert any("Not enough good replicas" in words for words in load.words())
             old.stop()

@@ -27,7 +27,17 @@ from service.limits.algorithms import script
 from service.limits.decision import Ask
 from service.limits.stores.contract import ELSEWHERE, Answer
 from service.limits.stores.faults import unavailable
-from service.limits.stores.redis import BOARD_LOAD, Call, RedisOpener, RedisStore, board_call, ended, read_board, send
+from service.limits.stores.redis import (
+    BOARD_LOAD,
+    RELOADS,
+    Call,
+    RedisOpener,
+    RedisStore,
+    board_call,
+    ended,
+    read_board,
+    send,
+)
 from service.redis_url import Host, Several
 
 REFRESH_EVERY_S = 0.1
@@ -99,8 +109,10 @@ class ClusterShard(RedisStore):
         connection = await self._connected()
         try:
             replies = await _pipelined(connection, calls)
-            unknown = [number for number, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
-            if unknown:
+            for _ in range(RELOADS):
+                unknown = [number for number, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
+                if not unknown:
+                    break
                 _, *again = await _pipelined(connection, [_LOAD, *(calls[number] for number in unknown)])
                 for number, reply in zip(unknown, again, strict=True):
                     replies[number] = reply

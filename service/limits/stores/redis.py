@@ -27,6 +27,9 @@ from service.limits.stores.faults import unavailable
 IDLE_S = 0.5
 """A connection that rested this long is looked at before it is used: the server may have closed it meanwhile."""
 
+RELOADS = 5
+"""How often the script is loaded for one call: somebody may flush it in between."""
+
 _FILES = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
 
 Call = tuple[Any, ...]
@@ -80,14 +83,15 @@ class RedisStore:
     async def _call(self, call: Call) -> Sequence[int]:
         connection = await self._connected()
         try:
-            await send(connection, call)
-            try:
-                return await connection.read_response(disable_decoding=True)  # type: ignore[no-any-return]
-            except NoScriptError:  # nothing was run: the one thing that is sent again
-                await connection.send_command("SCRIPT", "LOAD", script())
-                await connection.read_response()
+            for _ in range(RELOADS):
                 await send(connection, call)
-                return await connection.read_response(disable_decoding=True)  # type: ignore[no-any-return]
+                try:
+                    return await connection.read_response(disable_decoding=True)  # type: ignore[no-any-return]
+                except NoScriptError:  # nothing was run: the one thing that is sent again
+                    await connection.send_command("SCRIPT", "LOAD", script())
+                    await connection.read_response()
+            await send(connection, call)
+            return await connection.read_response(disable_decoding=True)  # type: ignore[no-any-return]
         except ResponseError:
             raise
         except BaseException:  # what comes next on this connection may answer what was given up
