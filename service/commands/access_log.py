@@ -94,6 +94,10 @@ def _path(target: str) -> str:
     return target.partition("?")[0].partition("#")[0]
 
 
+_LATEST_S = 253_402_300_800
+"""The year 10,000, in seconds since the epoch."""
+
+
 @lru_cache(maxsize=4096)
 def _local_us(text: str) -> int:
     """`25/Nov/2026:17:32:05 +0100`."""
@@ -116,7 +120,9 @@ def _any_us(value: object) -> int:
     text = str(value)
     try:
         if isinstance(value, (int, float)) or re.fullmatch(r"\d+(\.\d+)?", text):
-            return int(float(text) * 1_000_000)
+            if not 0 <= (at_s := float(text)) < _LATEST_S:
+                raise UnreadableError(f'no time, "{text[:40]}"')
+            return int(at_s * 1_000_000)
         at = datetime.fromisoformat(text)
     except (ValueError, OverflowError):
         return _local_us(text)

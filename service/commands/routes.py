@@ -105,7 +105,7 @@ def load(name: str, app_dir: str = ".", *, factory: bool = False) -> Any:
             app = app() if factory else app
     except OnequotaError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # whatever it does when it is imported
         raise unloadable(name, f"{type(error).__name__}: {error}") from error
     if not hasattr(getattr(app, "router", None), "routes"):
         hint = "; is it a function that makes the app? Add --factory" if callable(app) else ""

@@ -8,6 +8,7 @@ Body: the user's functions (key, cost, limits, exempt_when) may await it; what t
 carry the headers of the app's CORSMiddleware, wherever it stands, and it exposes ours.
 """
 
+import asyncio
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -54,20 +55,13 @@ class Gate:
         self._plans: dict[tuple[Place | None, str], Plan | None] = {}
         self._straight: dict[tuple[str, str], Plan | None] = {}  # by method and path, where no parameter decides
         self._inner_cors: CORSMiddleware | None = None
+        self._behind: set[asyncio.Future[None]] = set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         kind = scope["type"]
         if kind != "http" and kind != "websocket":
             if kind == "lifespan":
-                app = scope.get("app", self.app)
-                try:
-                    limiter = self._limiter or _limiter_of(app)
-                    self._build(app, limiter)
-                except ConfigurationError as error:  # said in the protocol's words, or the server starts without us
-                    await receive()
-                    await send({"type": "lifespan.startup.failed", "message": str(error)})
-                    raise
-                await limiter.look_over()
+                await self._start(scope, receive, send)
             await self.app(scope, receive, send)
             return
         limiter = self._limiter or _limiter_of(scope.get("app", self.app))
@@ -110,9 +104,27 @@ class Gate:
             # the server's 500 is answered outside of this middleware
             await deduct(limiter, admission, problem_response(500, "unhandled exception"))
             raise
+        except asyncio.CancelledError:  # by a deadline, whose 504 is answered outside too
+            if not admission.settled:
+                giving_back = asyncio.ensure_future(deduct(limiter, admission, problem_response(504, "cancelled")))
+                self._behind.add(giving_back)
+                giving_back.add_done_callback(self._behind.discard)
+            raise
         finally:
             if held is not None:
                 held.release()
+
+    async def _start(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """See that all that is declared can hold, before the app starts. Raises ConfigurationError."""
+        app = scope.get("app", self.app)
+        try:
+            limiter = self._limiter or _limiter_of(app)
+            self._build(app, limiter)
+        except ConfigurationError as error:  # said in the protocol's words, or the server starts without us
+            await receive()
+            await send({"type": "lifespan.startup.failed", "message": str(error)})
+            raise
+        await limiter.look_over()
 
     def _plan(self, scope: Scope, limiter: "Limiter") -> Plan | None:
         app = scope.get("app", self.app)

@@ -59,9 +59,7 @@ class Held:
             return None
         self._timer.cancel()
         self._timer = None
-        released = self._engine.decide(LeaseAsk(self._charges, self._lease, GIVE_BACK))
-        released.add_done_callback(_released)
-        return released
+        return _give_back(self._engine, self._charges, self._lease)
 
     def until_sent(self, send: Send) -> Send:
         """`send`, releasing just before the last piece of a response: whoever has read it finds the unit free."""
@@ -91,6 +89,23 @@ def _released(answer: "asyncio.Future[Decision]") -> None:
         log.warning("lease_not_released", error=error)
 
 
+async def taken(engine: Engine, charges: Sequence[Charge], lease: str) -> Decision:
+    """The decision on what is to be held. Whoever is cancelled while he waits for it holds nothing afterwards."""
+    asked = engine.decide(LeaseAsk(charges, lease))
+    try:
+        return await asyncio.shield(asked)
+    except asyncio.CancelledError:
+        asked.add_done_callback(lambda _: _give_back(engine, charges, lease))
+        raise
+
+
+def _give_back(engine: Engine, charges: Sequence[Charge], lease: str) -> "asyncio.Future[Decision]":
+    held = [charge for charge in charges if charge.limit.leases]
+    released = engine.decide(LeaseAsk(held, lease, GIVE_BACK))
+    released.add_done_callback(_released)
+    return released
+
+
 class Holding:
     """`async with limiter.lease("alice", 3):` holds a unit while the block runs.
 
@@ -104,7 +119,7 @@ class Holding:
 
     async def __aenter__(self) -> Decision:
         lease = fresh()
-        decision = await self._engine.decide(LeaseAsk(self._charges, lease))
+        decision = await taken(self._engine, self._charges, lease)
         if not decision.allowed:
             raise NotAdmitted(decision)
         self._held.append(Held(self._engine, self._charges, lease))

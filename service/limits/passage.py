@@ -27,8 +27,8 @@ from service.errors import (
 from service.limits import headers, keys
 from service.limits.access import Access, Weighed
 from service.limits.calling import ask, is_coroutine
-from service.limits.decision import GIVE_BACK, Ask, Charge, Decision, LeaseAsk
-from service.limits.held import fresh
+from service.limits.decision import GIVE_BACK, Ask, Charge, Decision
+from service.limits.held import fresh, taken
 from service.limits.identity import ADDRESSES, Vouched
 from service.limits.limit import rate_limit_item
 from service.limits.plan import Plan, Rule
@@ -143,10 +143,10 @@ async def admit(
     if asked is None:
         admission = Admission(plan, rules, (), None)
     else:
-        if plan.holds:
-            asked = LeaseAsk(asked.charges, fresh())
-        admission = Admission(plan, rules, asked.charges, await limiter.engine.decide(asked))
-        admission.lease = asked.lease
+        lease = fresh() if plan.holds else None
+        deciding = limiter.engine.decide(asked) if lease is None else taken(limiter.engine, asked.charges, lease)
+        admission = Admission(plan, rules, asked.charges, await deciding)
+        admission.lease = lease
         scope.setdefault("state", {})["view_rate_limit"] = admission
     scope.setdefault(ADMITTED, {})[limiter] = admission
     return admission
@@ -169,10 +169,10 @@ async def _admit_after_access(
             weighed = await access.weigh(asked, rules, vouched, scope)
     decision = weighed.decision
     if weighed.asked is not None and decision is None:
-        asked = LeaseAsk(weighed.asked.charges, fresh()) if plan.holds else weighed.asked
-        decision = await limiter.engine.decide(asked)
-        access.decided(weighed.asked, decision)
-        lease = asked.lease
+        asked, engine = weighed.asked, limiter.engine
+        lease = fresh() if plan.holds else None
+        decision = await (engine.decide(asked) if lease is None else taken(engine, asked.charges, lease))
+        access.decided(asked, decision)
     charges = () if weighed.asked is None else weighed.asked.charges
     admission = Admission(plan, weighed.rules, charges, decision)
     admission.lease = lease

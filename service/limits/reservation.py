@@ -10,6 +10,7 @@ charged and ages out with its window: nobody is admitted who should not have bee
 has gone by gives nothing: the window has forgotten it.
 """
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -114,7 +115,7 @@ async def settle(engine: Engine, id: str, cost: int, *, owner: str = "") -> Deci
     )
     kind = GIVE_BACK if cost < ticket.cost else DEBIT
     ask = SettleAsk(charges, ticket.token(owner), kind, cost, ticket.ttl_s)
-    return await engine.decide(ask, here=ticket.here)
+    return await asyncio.shield(engine.decide(ask, here=ticket.here))  # sent, whoever does not wait for the answer
 
 
 def _differs(charge: Charge, ticket: Ticket, cost: int) -> int:

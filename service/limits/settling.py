@@ -4,6 +4,7 @@ It concerns limits declared with a `cost=`; a limit of requests (cost 1) counts 
 cost again it answers the same, at another it is an error. What is never settled stays charged, as estimated.
 """
 
+import asyncio
 from collections.abc import Sequence
 
 from service.errors import AlreadySettled
@@ -61,7 +62,7 @@ async def _carry_out(engine: Engine, admission: Admission, decision: Decision, m
         name = f"{admission.settling[1]}{kind}".encode()
         token = Token(keys.beside(differing[0].key, name, "once"), bytes(16), RETRIED_S)
         ask = TokenAsk(differing, token, kind, decision.at_us if kind == GIVE_BACK else 0)
-        found = await engine.decide(ask, here=decision.degraded)
+        found = await asyncio.shield(engine.decide(ask, here=decision.degraded))  # also for a client that has left
         for index, standing in zip(part, found.standings, strict=True):
             standings[index] = standing._replace(cost=cost)
     for index in mine:

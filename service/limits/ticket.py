@@ -99,12 +99,19 @@ def read(text: object) -> Ticket:
     try:
         ttl_s, cost, keep_s, said = json.loads(urlsafe_b64decode(match[3] + "=="))
         charges = tuple(Charge(Limit(**limit), key.encode(), units) for key, units, limit in said)
+        if not all(map(_is_whole, (ttl_s, cost, keep_s, *(charge.cost for charge in charges)))):
+            raise ValueError
         ticket = Ticket(match[1], charges, ttl_s, cost, keep_s, match[2] == "w")
         if not charges or ticket.text != text or not all(map(_is_counter, charges)):
             raise ValueError
     except (ValueError, TypeError, AttributeError, RecursionError):
         raise NotHeld("id", "is none of ours") from None
     return ticket
+
+
+def _is_whole(number: object) -> bool:
+    """Whether the script may see it: a number that it stumbles over would be everybody's error who asks meanwhile."""
+    return type(number) is int and 0 <= number < 1 << 40
 
 
 def _is_counter(charge: Charge) -> bool:

@@ -61,6 +61,7 @@ def test_what_is_about_no_request_is_passed_over(line):
         ("{", "not JSON"),
         ('{"method": "GET", "path": "/"}', "no time"),
         ('{"method": "GET", "path": "/", "time": "noon"}', 'no time, "noon"'),
+        ('{"method": "GET", "path": "/", "time": 99999999999999999999}', 'no time, "99999999999999999999"'),
         ('192.0.2.1 - - [24/Nov/2025 17:32:05] "GET / HTTP/1.1" 200 1', 'no time, "24/Nov/2025 17:32:05"'),
         ('192.0.2.1 - - [31/Feb/2025:17:32:05 +0000] "GET / HTTP/1.1" 200 1', 'no time, "31/Feb'),
         ('192.0.2.1 - - [24/Dez/2025:17:32:05 +0000] "GET / HTTP/1.1" 200 1', 'no time, "24/Dez'),

@@ -197,6 +197,7 @@ def test_an_app_is_loaded_by_its_name(folder, capsys):
     """
     (folder / "oq_good.py").write_text(textwrap.dedent(code))
     (folder / "oq_broken.py").write_text("1 / 0")
+    (folder / "oq_leaving.py").write_text("raise SystemExit(3)")
     app = routes.load("oq_good:app", str(folder))
     assert routes.load("oq_good:Holder.inner", str(folder)) is app
     assert routes.load("oq_good:make", str(folder), factory=True) is app
@@ -206,6 +207,7 @@ def test_an_app_is_loaded_by_its_name(folder, capsys):
         ("oq_good:number", "int has no routes"),
         ("oq_good:nothing", "AttributeError: module 'oq_good' has no attribute 'nothing'"),
         ("oq_broken:app", "ZeroDivisionError: division by zero"),
+        ("oq_leaving:app", "SystemExit: 3"),
         ("oq_none:app", 'no module "oq_none"'),
         ("oq_good", "wanted MODULE:APP"),
     ]:

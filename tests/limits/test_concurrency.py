@@ -10,6 +10,7 @@ from starlette.responses import StreamingResponse
 
 from service.errors import ConfigurationError, InvalidInput, InvalidLimit, NotAdmitted
 from service.limits import Limiter, identity
+from service.limits.decision import LOOK, Ask
 
 
 class Stage:
@@ -297,3 +298,25 @@ async def test_a_block_holds_a_unit_while_it_runs():
 def test_a_lease_needs_somebody():
     with pytest.raises(InvalidInput, match="key"):
         limiter_of().lease("", 3)
+
+
+@pytest.mark.parametrize("turns", range(9))
+async def test_whoever_is_cancelled_while_he_waits_for_a_unit_holds_none_afterwards(redis_server, turns):
+    limiter = Limiter(identity.client_address, storage_uri=redis_server.url, deadline_s=5)
+
+    async def hold():
+        async with limiter.lease("alice", 1):
+            await asyncio.sleep(60)
+
+    task = asyncio.ensure_future(hold())
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    for _ in range(200):
+        if (await limiter.engine.decide(Ask(limiter.lease("alice", 1)._charges, LOOK))).allowed:
+            break
+        await asyncio.sleep(0.01)
+    async with limiter.lease("alice", 1):
+        pass
+    await limiter.aclose()

@@ -3,7 +3,7 @@
 import asyncio
 
 import pytest
-from driving import client_of, gated, limiter_of, statuses
+from driving import Clock, Wire, client_of, gated, limiter_of, statuses
 from fastapi import Depends, FastAPI, HTTPException, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 from fastapi.sse import EventSourceResponse
@@ -272,3 +272,24 @@ def test_an_error_that_a_handler_turns_into_what_is_charged_is_charged(gate):
         raise WrongPassword
 
     assert statuses(client_of(app), "/login", 4) == [401, 401, 429, 429]
+
+
+async def test_a_request_that_its_deadline_ends_is_given_back_too():
+    """The shield cancels what is slow and answers 504 outside: no 401, so nothing is charged."""
+    limiter, go = limiter_of(Clock()), asyncio.Event()
+    app = gated(FastAPI(), limiter)
+
+    @app.get("/slow")
+    @limiter.limit("2/minute", **ONLY_FAILURES)
+    async def slow():
+        await go.wait()
+
+    for _ in range(4):
+        task = asyncio.ensure_future(Wire(app, "/slow").run())
+        await asyncio.sleep(0.01)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        await asyncio.sleep(0.01)
+    go.set()
+    wire = await Wire(app, "/slow").run()
+    assert (wire.status, wire.headers["ratelimit"]) == (200, '"2/minute";r=2;t=0')

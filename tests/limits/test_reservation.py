@@ -215,8 +215,11 @@ def longest(count):
     limit = Limit(
         amount=10**9, window_s=9 * 10**7, algorithm="gcra", burst=999_999_999, name="n" * 128, on_outage="allow"
     )
-    (charge,) = limiter_of()._charges("é" * 40, [limit], 1, "x" * 25, None, None)
-    return tuple(charge._replace(key=charge.key + b"%02d" % number) for number in range(count))
+    return tuple(
+        charge
+        for number in range(count)
+        for charge in limiter_of()._charges("é" * 40, [limit], 1, "x" * 25 + str(number), None, None)
+    )
 
 
 def test_an_id_says_all_of_a_handful_of_the_longest_limits_there_are():
@@ -436,3 +439,16 @@ def test_four_processes_never_reserve_more_than_the_limit(algorithm, redis_serve
         return decision.standings[0].remaining
 
     assert asyncio.run(remaining()) == max(0, 2000 - kept)
+
+
+@pytest.mark.parametrize("turns", range(4))
+async def test_a_settlement_is_carried_out_whoever_is_cancelled_while_it_is(turns):
+    limiter = limiter_of(Clock())
+    reserved = await limiter.reserve("alice", "100/minute", cost=50)
+    task = asyncio.ensure_future(reserved.settle(1))
+    for _ in range(1 + turns):
+        await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    await asyncio.sleep(0.01)
+    assert (await limiter.check("alice", "100/minute", peek=True)).standings[0].remaining == 99

@@ -1,8 +1,10 @@
 """`limiter.settle(request, cost)`: what a request was charged by an estimate becomes what it really cost."""
 
+import asyncio
+
 import pytest
 from anyio import from_thread
-from driving import Clock, client_of, gated, limiter_of
+from driving import Clock, Wire, client_of, gated, limiter_of
 from fastapi import BackgroundTasks, Depends, FastAPI, Request
 from fastapi.responses import StreamingResponse
 
@@ -201,3 +203,31 @@ def test_a_settlement_whose_answer_was_lost_is_tried_again_and_carried_out_once(
 
     response = client_of(app, raise_server_exceptions=True).get("/")
     assert response.json() == 90 and left(response) == [90]
+
+
+async def test_a_stream_whose_client_leaves_is_settled_at_what_it_cost():
+    limiter = limiter_of(Clock())
+    app = gated(FastAPI(), limiter)
+
+    @app.get("/")
+    @limiter.limit("100/minute", cost=estimate)
+    async def index(request: Request):
+        if request.headers.get("x-true") == "none":
+            return None
+
+        async def pieces():
+            try:
+                while True:
+                    yield b"x"
+                    await asyncio.sleep(60)
+            finally:
+                await limiter.settle(request, 10)
+
+        return StreamingResponse(pieces())
+
+    task = asyncio.ensure_future(Wire(app, "/").run())
+    await asyncio.sleep(0.05)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    await asyncio.sleep(0.05)
+    assert stands(client_of(app)) == [90]

@@ -51,13 +51,13 @@ class Wanted(NamedTuple):
         charges: A counter once; none = nothing limits it.
         cost: Units of the request.
         ttl_s: Until it ends by itself, seconds.
-        planned: What the catalog says; None = the request brought limits of its own.
+        blocked_us: Above 0: a rule of the catalog lets nothing pass; so many microseconds its window lasts.
     """
 
     charges: tuple[Charge, ...]
     cost: int
     ttl_s: int
-    planned: Planned | None = None
+    blocked_us: int = 0
 
 
 def amounts(document: Any, scope: str | None, catalog: Catalog, now_us: int) -> Wanted:
@@ -73,13 +73,14 @@ def amounts(document: Any, scope: str | None, catalog: Catalog, now_us: int) -> 
         InvalidInput: A value is wrong.
     """
     document = dict(document) if isinstance(document, dict) else document
-    ttl_s = document.pop("ttl", TTL_S) if isinstance(document, dict) else TTL_S
+    ttl_s, blocked_us = document.pop("ttl", TTL_S) if isinstance(document, dict) else TTL_S, 0
     if isinstance(document, dict) and "peek" in document:
         raise InvalidInput("peek", "does not go with this: ask POST /v1/check")
     if scope is None:
         question = by_domain(document, catalog, now_us)
         assert question.planned is not None
         charges = _plain(question.planned)
+        blocked_us = max(0 if part.shadow else part.hopeless_us for part in question.planned.parts)
     else:
         question = inline(document, scope)
         assert question.ask is not None
@@ -87,7 +88,7 @@ def amounts(document: Any, scope: str | None, catalog: Catalog, now_us: int) -> 
     cost = document.get("cost", 1)
     if cost < 1:
         raise InvalidInput("cost", f"{cost} is out of range; use a whole number of at least 1")
-    return Wanted(charges, cost, _ttl(ttl_s), question.planned)
+    return Wanted(charges, cost, _ttl(ttl_s), blocked_us)
 
 
 def _plain(planned: Planned) -> tuple[Charge, ...]:
@@ -95,8 +96,6 @@ def _plain(planned: Planned) -> tuple[Charge, ...]:
     for part in planned.parts:
         if part.quota:
             raise InvalidInput("descriptors", "a rule with quota_mode is one of several ways; ask POST /v1/check")
-        if part.hopeless_us and not part.shadow:
-            raise InvalidInput("descriptors", "a rule with 0 requests_per_unit lets nothing pass")
     for charge in planned.charges:
         charge.limit.admits(charge.cost)  # several descriptors of one counter may be more than ever passes
     return tuple(planned.charges)

@@ -14,7 +14,7 @@ from service.limits import Limiter, reservation
 from service.limits import ticket as tickets
 from service.limits.allowance import Allowance
 from service.limits.catalog import Catalog, Live, Still
-from service.limits.decision import GIVE_BACK, RENEW, Ask, LeaseAsk, Token, TokenAsk
+from service.limits.decision import GIVE_BACK, RENEW, Ask, LeaseAsk, Token, TokenAsk, seconds
 from service.limits.passage import fault
 from service.limits.ticket import Ticket
 from service.limits.token import token
@@ -95,6 +95,8 @@ class _Desk:
     async def reserve(self, request: Request, caller: Caller) -> str:
         body, wanted = await self._read(request, caller, amounts)
         once = _once(request, body, f"reserve/{caller.name}")
+        if wanted.blocked_us:
+            return _blocked(wanted)
         if not wanted.charges:
             return _with(_UNLIMITED, id=NOTHING)
         found = await reservation.reserve(
@@ -119,6 +121,8 @@ class _Desk:
         body, wanted = await self._read(request, caller, held)
         leases = tuple(charge for charge in wanted.charges if charge.limit.leases)
         once = _once(request, body, f"lease/{caller.name}")
+        if wanted.blocked_us:
+            return _blocked(wanted)
         if not wanted.charges:
             return _with(_UNLIMITED, id=NOTHING)
         random = tickets.random() if once is None else tickets.derived(once)
@@ -179,6 +183,10 @@ def _taking(wanted: Wanted, ticket: Ticket | None, caller: Caller, once: Token |
     if once is not None:
         return TokenAsk(wanted.charges, once, lease=lease)
     return Ask(wanted.charges) if lease is None else LeaseAsk(wanted.charges, lease)
+
+
+def _blocked(wanted: Wanted) -> str:
+    return f'{{"allowed":false,"retry_after":{seconds(wanted.blocked_us)},"limits":[],"id":null}}'
 
 
 def _with(body: str, **more: Any) -> str:
