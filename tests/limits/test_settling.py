@@ -2,6 +2,7 @@
 
 import asyncio
 
+import anyio
 import pytest
 from anyio import from_thread
 from driving import Clock, Wire, client_of, gated, limiter_of
@@ -225,9 +226,9 @@ async def test_a_stream_whose_client_leaves_is_settled_at_what_it_cost():
 
         return StreamingResponse(pieces())
 
-    task = asyncio.ensure_future(Wire(app, "/").run())
-    await asyncio.sleep(0.05)
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)
+    async with anyio.create_task_group() as server:  # cancels again whoever awaits anything meanwhile
+        server.start_soon(Wire(app, "/").run)
+        await asyncio.sleep(0.05)
+        server.cancel_scope.cancel()
     await asyncio.sleep(0.05)
     assert stands(client_of(app)) == [90]
