@@ -21,6 +21,9 @@ PARTS = 10_000
 MOST_HELD = 8192
 """Addresses that are remembered; beyond, all are forgotten, which costs calls and units, and admits nobody."""
 
+PATIENCE = 0.1
+"""Of a decision's deadline: who waits for this waits for what he asked, too, and both must not take two deadlines."""
+
 BLIND_S = 1.0
 """How long everybody passes when the store gave no answer: what is asked then has its own answer to that."""
 
@@ -124,8 +127,8 @@ class Allowance:
         ask = Ask([Charge(limit, head + name + tail, units) for limit, (head, tail) in places])
         sent_s = self._clock()
         try:
-            decision = await self._engine.decide(ask)
-        except StoreUnavailable:
+            decision = await asyncio.wait_for(self._engine.decide(ask), self._engine.deadline_s * PATIENCE)
+        except (StoreUnavailable, TimeoutError):
             held.units, held.until_s = float("inf"), self._clock() + BLIND_S
             return None
         if decision.allowed:
