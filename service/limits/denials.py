@@ -89,7 +89,8 @@ class Denials:
 
     def changed(self, ask: Ask) -> None:
         """Its counters did: they were charged, or given back."""
-        self.kept.pop(ask.names[0], None)
+        for name in ask.names:
+            self.kept.pop(name, None)
         if not self._among.isdisjoint(ask.names):
             self.clear()
 

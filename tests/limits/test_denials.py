@@ -268,6 +268,18 @@ def test_what_this_worker_charges_meanwhile_ends_what_it_knew(several):
     assert several or denials.find(other, 0.01) is not None
 
 
+def test_what_comes_back_of_several_limits_ends_what_was_known_of_each():
+    """Given back or settled together, refused one by one: the second no less than the first."""
+    server, limits = Server(), [limit("9/minute"), limit("9/hour")]
+    denials = Denials()
+    alone = [Ask([Charge(one, b"k%d" % number, 5)]) for number, one in enumerate(limits)]
+    for question in alone:
+        denials.learn(question, refused(server, question), server.now_s, server.now_s)
+    assert all(denials.find(question, 0.01) is not None for question in alone)
+    denials.changed(ask(*limits, cost=5, kind=GIVE_BACK))
+    assert all(denials.find(question, 0.01) is None for question in alone)
+
+
 # ── in the engine ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
