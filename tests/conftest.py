@@ -1,3 +1,5 @@
+import signal
+
 import pytest
 import redis
 from servers import RedisServer
@@ -10,6 +12,12 @@ def _patience(request, monkeypatch):
     """A machine that others use as well is no outage: decisions have five seconds, unless a test is `impatient`."""
     if request.node.get_closest_marker("impatient") is None:
         monkeypatch.setenv("ONEQUOTA_REDIS_TIMEOUT_MS", "5000")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _interruptible():
+    """A shell starts what runs in its background deaf to Ctrl-C, and so would be the commands that tests interrupt."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

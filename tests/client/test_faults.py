@@ -147,15 +147,13 @@ def test_where_nobody_listens_the_answer_is_local_and_marked(kind):
 
 @both
 def test_a_service_that_does_not_answer_is_left_alone_and_found_again(kind, service, monkeypatch):
-    monkeypatch.setattr(attempts, "REST_S", 0.4)
+    monkeypatch.setattr(attempts, "REST_S", 1.0)
     service.faults.extend([HANG, HANG, HANG])
     with opened(kind, service.url, deadline_s=0.2) as client:
         assert [ask(client).degraded for _ in range(2)] == [True, True]
-        began_s = time.monotonic()
         assert [ask(client).degraded for _ in range(50)] == [True] * 50
-        assert time.monotonic() - began_s < 0.2  # had it been asked once, it would be more
         assert len(service.heard) == 2
-        time.sleep(0.55)
+        time.sleep(1.3)
         assert ask(client).degraded  # one tries, in vain
         assert len(service.heard) == 3
         assert ask(client).degraded

@@ -393,16 +393,19 @@ def terminal(*words, columns=80, until=None, **variables):
         said = b""
         deadline = time.monotonic() + 30
         with process:
-            while select.select([ours], [], [], 0.2)[0] or process.poll() is None:
-                assert time.monotonic() < deadline, said
-                try:
-                    said += os.read(ours, 65536)
-                except OSError:  # the other end is closed
-                    break
-                if until is not None and until(said.decode(errors="ignore")):
-                    process.send_signal(signal.SIGINT)
-                    until = None
-            code = process.wait(20)
+            try:
+                while select.select([ours], [], [], 0.2)[0] or process.poll() is None:
+                    assert time.monotonic() < deadline, said
+                    try:
+                        said += os.read(ours, 65536)
+                    except OSError:  # the other end is closed
+                        break
+                    if until is not None and until(said.decode(errors="ignore")):
+                        process.send_signal(signal.SIGINT)
+                        until = None
+                code = process.wait(20)
+            finally:
+                process.kill()
         return code, said.decode()
     finally:
         os.close(ours)
@@ -439,5 +442,8 @@ def test_watching_for_a_program_is_a_line_each_time(redis):
     with subprocess.Popen(command(*words), env=environment(), stdout=subprocess.PIPE, text=True) as process:
         lines = [process.stdout.readline() for _ in range(3)]
         process.send_signal(signal.SIGINT)
-        assert process.wait(20) == 0
+        try:
+            assert process.wait(20) == 0
+        finally:
+            process.kill()
     assert [json.loads(line)["allowed"] for line in lines] == [True] * 3

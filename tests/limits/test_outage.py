@@ -22,7 +22,7 @@ pytestmark = pytest.mark.impatient
 
 GONE = "unix:///nonexistent/redis.sock"
 DEADLINE_S = 0.25
-SLACK_S = 0.25  # for a busy machine
+SLACK_S = 1.0  # for a busy machine; redis-py's own patience is 5 s and more
 
 
 @pytest.fixture
@@ -160,7 +160,7 @@ async def test_a_hung_redis_is_503_in_time_while_other_routes_answer_at_once(own
     limited = [asyncio.create_task(timed(app, "/limited")) for _ in range(20)]
     await asyncio.sleep(0.01)
     status, seconds = await timed(app, "/free")
-    assert (status, seconds < 0.1) == (200, True), seconds
+    assert (status, seconds < DEADLINE_S * 0.8) == (200, True), seconds
     for status, seconds in await asyncio.gather(*limited):
         assert status == 503
         assert seconds < DEADLINE_S + SLACK_S
