@@ -41,6 +41,13 @@ def test_every_row_is_measured_and_says_how():
             assert how(scenario).endswith("."), f"{row.key}: {scenario} does not say how it measures"
 
 
+def test_the_page_that_is_shown_has_every_row_at_its_full_size_and_none_is_broken():
+    page = (ROOT / "docs" / "trust.md").read_text(encoding="utf-8")
+    shown = [line.split(" | ")[0].removeprefix("| ") for line in page.splitlines() if line.startswith("| ")]
+    assert shown == ["Fault or attack", *(row.fault for row in trust.ROWS)]
+    assert not [line for line in page.splitlines() if "**BROKEN" in line or line.startswith("At 0.")]
+
+
 def test_a_promise_that_did_not_hold_stands_in_the_page_and_ends_the_command_with_1(monkeypatch, tmp_path):
     monkeypatch.setattr(trust, "ROWS", (ROW,))
     page = tmp_path / "trust.md"
