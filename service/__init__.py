@@ -37,6 +37,7 @@ validation, before dependencies.
     client/         asks a running service from Python: blocking and awaited, with an answer while it is away
     limits/
       limiter.py    slowapi's Limiter, awaited; the only file that names slowapi
+      direct.py     what an app asks it by itself: check, refund, reserve and settle, lease
       gate.py       the middleware: walks the way above and decides nothing itself
       decorator.py  the same where no gate stands: wrapped functions, Depends(limiter.quota(...))
       passage.py    what both do with one request: charge it, let it through with headers, or refuse it

@@ -200,7 +200,7 @@ def admissions(scope: Scope) -> dict[Any, Admission]:
     return scope.setdefault(ADMITTED, {})  # type: ignore[no-any-return]
 
 
-def made(scope: Scope, limiter: "Limiter") -> list[Admission]:
+def made(scope: Scope, limiter: object) -> list[Admission]:
     """All admissions of a request by one limiter: the gate's, and those of decorators and dependencies."""
     first = admissions(scope).get(limiter)
     aside = [admission for owner, admission in scope.get(ASIDE, ()) if owner is limiter]
