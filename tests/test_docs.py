@@ -1,4 +1,4 @@
-"""The examples of docs/cli.md and docs/client.md do what they say."""
+"""The examples of docs/cli.md, docs/client.md and docs/limits.md do what they say."""
 
 import os
 import re
@@ -29,17 +29,13 @@ def settled(text):
 
 @pytest.fixture
 def folder(tmp_path, redis_server):
-    """What the page says is there, and `onequota` as a command."""
+    """What docs/cli.md says is there."""
     [limits] = blocks("cli.md", "yaml")
     [main] = blocks("cli.md", "python")
     [log] = blocks("cli.md", "")
     (tmp_path / "limits.yaml").write_text(limits)
     (tmp_path / "main.py").write_text(main)
     (tmp_path / "access.log").write_text(log)
-    command = tmp_path / "bin" / "onequota"
-    command.parent.mkdir()
-    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m service.cli "$@"\n')
-    command.chmod(0o755)
     return tmp_path
 
 
@@ -49,17 +45,32 @@ def run(command, cwd, **variables):
     )
 
 
-def test_the_commands_say_what_the_page_shows(folder, redis_server):
-    path = f"{folder / 'bin'}:{os.environ['PATH']}"
-    shown = 0
-    for block in blocks("cli.md", "console"):
+def shown(page, folder, redis_url):
+    """Types what a page's console blocks type, and compares what comes; how many commands there were."""
+    command = folder / "bin" / "onequota"
+    command.parent.mkdir()
+    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m service.cli "$@"\n')
+    command.chmod(0o755)
+    path = f"{command.parent}:{os.environ['PATH']}"
+    count = 0
+    for block in blocks(page, "console"):
         for example in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]:
             typed, _, wanted = example.partition("\n")
-            done = run(["bash", "-c", typed], folder, REDIS_URL=redis_server.url, PATH=path, LC_ALL="C.UTF-8")
+            done = run(["bash", "-c", typed], folder, REDIS_URL=redis_url, PATH=path, LC_ALL="C.UTF-8")
             assert settled(done.stdout) == settled(wanted), (typed, done.stderr)
             assert done.stderr == ""
-            shown += 1
-    assert shown == 14
+            count += 1
+    return count
+
+
+def test_the_commands_say_what_the_page_shows(folder, redis_server):
+    assert shown("cli.md", folder, redis_server.url) == 14
+
+
+def test_the_limits_file_is_read_matched_and_refused_as_the_page_shows(tmp_path, redis_server):
+    for file in blocks("limits.md", "yaml"):
+        (tmp_path / file.split()[1]).write_text(file)
+    assert shown("limits.md", tmp_path, redis_server.url) == 7
 
 
 def test_the_clients_examples_run(tmp_path, redis_server):

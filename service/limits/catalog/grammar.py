@@ -1,10 +1,10 @@
-"""Which keys stand where. Pure."""
+"""Which keys stand where; docs/limits.md says what each means. Pure."""
 
 from collections.abc import Callable
 
 from service.limits.catalog.nodes import perhaps
 
-_DOMAIN = ("domain", "descriptors", "atomic")
+DOMAIN = ("domain", "descriptors", "atomic")
 VALUES = ("value", "value_cidr", "value_regex")
 FLAGS = ("shadow_mode", "quota_mode", "detailed_metric", "value_to_metric", "share_threshold")
 COUNTED = ("limits", "requests")
@@ -12,13 +12,13 @@ CALENDAR = ("per", "align", "timezone")
 NAMES = ("name", "replaces")
 HOW = ("algorithm", "burst")
 ANY = ("on_outage", "cost_unit")
-_DESCRIPTOR = (
+DESCRIPTOR = (
     *("key", *VALUES, "descriptors", "rate_limit", *FLAGS, "metadata"),
     *(*COUNTED, *CALENDAR, *NAMES, *HOW, *ANY),
 )
-_RATE_LIMIT = ("unit", "requests_per_unit", "unlimited", *NAMES, *HOW)
+RATE_LIMIT = ("unit", "requests_per_unit", "unlimited", *NAMES, *HOW)
 _HOMES = {
-    **dict.fromkeys(_DESCRIPTOR, "a descriptor"),
+    **dict.fromkeys(DESCRIPTOR, "a descriptor"),
     **dict.fromkeys(("unit", "requests_per_unit", "unlimited"), "rate_limit"),
     **dict.fromkeys(("domain", "atomic"), "the top of the file, beside its descriptors"),
 }
@@ -38,7 +38,7 @@ def _teller(what: str, known: tuple[str, ...]) -> Callable[[str], str | None]:
     return say
 
 
-of_domain = _teller("the top of the file", _DOMAIN)
-of_descriptor = _teller("a descriptor", _DESCRIPTOR)
-of_rate_limit = _teller("rate_limit", _RATE_LIMIT)
+of_domain = _teller("the top of the file", DOMAIN)
+of_descriptor = _teller("a descriptor", DESCRIPTOR)
+of_rate_limit = _teller("rate_limit", RATE_LIMIT)
 of_replaces = _teller("replaces", ("name",))
