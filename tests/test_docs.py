@@ -1,4 +1,4 @@
-"""The examples of docs/cli.md, docs/client.md and docs/limits.md do what they say."""
+"""The examples of docs/cli.md, docs/client.md and docs/limits.md, and of the README, do what they say."""
 
 import os
 import re
@@ -7,6 +7,7 @@ import sys
 
 import httpx2 as httpx
 import pytest
+from fastapi.testclient import TestClient
 from running import ROOT, environment, onequota
 
 LANGUAGES = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -14,7 +15,7 @@ LANGUAGES = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 def blocks(page, language):
     """The contents of a page's blocks in one language."""
-    text = (ROOT / "docs" / page).read_text()
+    text = ((ROOT if page == "README.md" else ROOT / "docs") / page).read_text()
     return [body for found, body in LANGUAGES.findall(text) if found == language]
 
 
@@ -89,6 +90,15 @@ def test_the_clients_examples_run(tmp_path, redis_server):
             assert (done.returncode, done.stderr) == (0, "")
 
 
+def test_the_slowapi_names_that_are_replaced_are_all_here():
+    [change] = blocks("slowapi.md", "diff")
+    names = {}
+    for sign, line in re.findall(r"^([+-])(.*)$", change, re.MULTILINE):
+        exec(line, names.setdefault(sign, {}))
+    assert names["-"].keys() == names["+"].keys()
+    assert len(names["+"]) == 8  # and the builtins
+
+
 # ── every page ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 PAGES = [page for page in sorted(ROOT.glob("**/*.md")) if not {".venv", "node_modules"} & set(page.parts)]
@@ -99,6 +109,35 @@ LINK = re.compile(r"\]\((?!https?://|#|mailto:)([^)#]+)")
 def test_what_a_page_links_to_is_there(page):
     broken = [link for link in LINK.findall(page.read_text()) if not (page.parent / link).exists()]
     assert broken == []
+
+
+def test_the_readmes_app_refuses_the_21st_message_as_shown(monkeypatch, redis_server):
+    monkeypatch.setenv("REDIS_URL", redis_server.url)
+    monkeypatch.setenv("ONEQUOTA_REDIS_TIMEOUT_MS", "5000")
+    [code] = blocks("README.md", "python")
+    place = {"__name__": "readme"}
+    exec(compile(code, "README.md", "exec"), place)
+    with TestClient(place["app"]) as client:
+        assert client.get("/search", params={"text": "x"}).status_code == 200
+        said = [client.post("/chat", json={}) for _ in range(21)]
+    assert [response.status_code for response in said] == [200] * 20 + [429]
+    [wanted] = [block for block in blocks("README.md", "") if block.startswith("HTTP/1.1 429")]
+    head, _, body = wanted.partition("\n\n")
+    seconds = re.compile(r"(?<=retry-after: )\d+|(?<=;t=)\d+|(?<=;r=)\d+|(?<= in )\d+")
+    for line in head.splitlines()[1:]:
+        name, _, _ = line.partition(": ")
+        assert seconds.sub("N", f"{name}: {said[-1].headers[name]}") == seconds.sub("N", line)
+    assert seconds.sub("N", said[-1].text) == seconds.sub("N", body.replace("\n ", "").strip())
+
+
+def test_the_limits_file_of_the_readme_is_asked_as_shown(tmp_path, redis_server):
+    [limits] = blocks("README.md", "yaml")
+    (tmp_path / "limits.yaml").write_text(limits)
+    text = (ROOT / "README.md").read_text()
+    [(typed, wanted)] = re.findall(r"^\$ onequota (check .*?) +#.*\n((?:.+\n)+?)```", text, re.MULTILINE)
+    arguments = [*typed.split(), "--limits-file", "limits.yaml"]
+    done = run([sys.executable, "-m", "service.cli", *arguments], tmp_path, REDIS_URL=redis_server.url)
+    assert settled(done.stdout) == settled(wanted), done.stderr
 
 
 def test_the_curl_line_of_the_readme_is_answered(tmp_path, redis_server):
