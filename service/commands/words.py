@@ -74,6 +74,8 @@ def verdict(answer: Answer, *, peek: bool = False) -> RenderableType:
         said = Text("would be allowed" if peek else "allowed", "bold green")
     else:
         again = "never passes" if answer.retry_after is None else f"try again in {span(answer.retry_after)}"
+        if not answer.limits and not answer.degraded:
+            again = "a rule lets nothing pass; onequota explain says which"
         said = Text.assemble(("would be refused" if peek else "refused", "bold red"), f"  {again}")
     if answer.degraded:
         said.append("  (degraded: Redis is away, this is the answer meanwhile)", "yellow")

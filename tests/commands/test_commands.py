@@ -132,6 +132,14 @@ def test_check_of_a_domain_takes_entries_in_order(oq, redis):
     assert answer(oq(*words, "user=admin"))[1]["limits"] == []
 
 
+def test_check_says_that_waiting_does_not_help_where_a_rule_lets_nothing_pass(oq, redis, folder):
+    (folder / "none.yaml").write_text(
+        "domain: d\ndescriptors: [{key: a, rate_limit: {unit: day, requests_per_unit: 0}}]"
+    )
+    code, out, _ = oq("check", "--domain", "d", "a=b", "--limits-file", "none.yaml")
+    assert (code, out) == (1, "refused  a rule lets nothing pass; onequota explain says which\n")
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [
