@@ -158,7 +158,7 @@ def test_a_service_that_does_not_answer_is_left_alone_and_found_again(kind, serv
         assert len(service.heard) == 3
         assert ask(client).degraded
         assert len(service.heard) == 3
-        time.sleep(0.55)
+        time.sleep(1.3)
         assert not ask(client).degraded
         assert not any(ask(client).degraded for _ in range(5))
 
