@@ -6,6 +6,8 @@
             ...                                              # answer.retry_after says when to come again
         with client.limit("alice", "10/minute"):             # waits until it passes
             ...
+        with client.lease("alice", 3):                       # one of three at once, renewed and released
+            ...
 
 `AsyncClient` is the same, awaited. While the service is away it answers itself, and says so: `answer.degraded`.
 
@@ -14,6 +16,7 @@
     wire.py      · how both travel: the one place that knows the service's documents
     attempts.py  · what is sent again, and when the service is left alone
     away.py        what is answered while it is away
+    held.py        a unit that is held: until when, and what failed renewals mean
     waiting.py   · how long a refused caller waits
     carrying.py    what the two clients share
     blocking.py    Client
@@ -21,20 +24,23 @@
 """
 
 from service.client.answer import Answer, Standing
-from service.client.awaited import AsyncClient, AsyncReservation
-from service.client.blocking import Client, Reservation
-from service.client.question import Check, DomainCheck
+from service.client.awaited import AsyncClient, AsyncLease, AsyncReservation
+from service.client.blocking import Client, Lease, Reservation
+from service.client.question import Check, DomainCheck, Hold
 from service.errors import AccessDenied, InvalidInput, OverLimit, ServiceUnavailable
 
 __all__ = [
     "AccessDenied",
     "Answer",
     "AsyncClient",
+    "AsyncLease",
     "AsyncReservation",
     "Check",
     "Client",
     "DomainCheck",
+    "Hold",
     "InvalidInput",
+    "Lease",
     "OverLimit",
     "Reservation",
     "ServiceUnavailable",

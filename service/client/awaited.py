@@ -6,7 +6,7 @@ import functools
 import inspect
 import time
 import uuid
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Sequence
 from types import TracebackType
 from typing import Any, ParamSpec, Self, TypeVar
 from weakref import WeakKeyDictionary
@@ -19,10 +19,11 @@ from service.client.answer import Answer
 from service.client.attempts import Attempts
 from service.client.away import Away, WhenAway
 from service.client.carrying import Carriage, request
-from service.client.question import Check, DomainCheck, Pairs, Question
-from service.client.waiting import MAX_WAIT_S, KeyOf, Turn, pause_s
+from service.client.held import Held, not_released
+from service.client.question import Check, DomainCheck, Hold, Pairs, Question
+from service.client.waiting import LOOK_AGAIN_S, MAX_WAIT_S, KeyOf, Turn, pause_s, waitable
 from service.client.wire import Call
-from service.errors import ConfigurationError, ServiceUnavailable
+from service.errors import ConfigurationError, OnequotaError, ServiceUnavailable
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -109,6 +110,24 @@ class AsyncClient:
         """As `Client.release`."""
         return await self._carry(wire.release(reservation))
 
+    async def acquire(self, question: Hold | DomainCheck) -> "AsyncLease":
+        """As `Client.acquire`."""
+        began_s, here = time.monotonic(), None
+        try:
+            answer, id_, ttl_s = await self._carry(wire.acquire(question, str(uuid.uuid4())))
+        except ServiceUnavailable as error:
+            answer, here = self._away.hold(question, error)
+            id_, ttl_s = "", None if here is None else here.question.ttl_s
+        return AsyncLease(self, Held(answer, began_s, id=id_, ttl_s=ttl_s, here=here))
+
+    async def renew_lease(self, lease: str) -> Answer:
+        """As `Client.renew_lease`."""
+        return await self._carry(wire.renew(lease))
+
+    async def release_lease(self, lease: str) -> Answer:
+        """As `Client.release_lease`."""
+        return await self._carry(wire.release_lease(lease))
+
     # ── waiting ──────────────────────────────────────────────────────────────────────────────────────────────
 
     def limit(
@@ -147,6 +166,28 @@ class AsyncClient:
                 return answer
             await asyncio.sleep(pause_s(answer, time.monotonic() - began_s, max_wait_s, wait=wait))
 
+    def lease(
+        self,
+        key: str,
+        concurrency: int,
+        *,
+        ttl_s: int = 60,
+        limits: str | None = None,
+        max_wait_s: float | None = MAX_WAIT_S,
+        wait: bool = True,
+    ) -> "AsyncLeasing":
+        """As `Client.lease`, renewed by a task: `async with client.lease("alice", 3): ...`
+
+        Whoever is cancelled, waiting for it or holding it, holds nothing afterwards.
+        """
+        return AsyncLeasing(self, Hold(key, concurrency, ttl_s, limits), waitable(max_wait_s), wait)
+
+    def lease_domain(
+        self, domain: str, *descriptors: Pairs, max_wait_s: float | None = MAX_WAIT_S, wait: bool = True
+    ) -> "AsyncLeasing":
+        """As `Client.lease_domain`."""
+        return AsyncLeasing(self, DomainCheck.of(domain, *descriptors), waitable(max_wait_s), wait)
+
     # ── carrying ─────────────────────────────────────────────────────────────────────────────────────────────
 
     async def _carry(self, call: Call[T]) -> T:
@@ -169,15 +210,28 @@ class AsyncClient:
             return wire.result(call, response.status_code, response.headers, response.content)
         raise unanswered  # out here, so that it does not carry httpx's, which holds the API key
 
+    def _finishing(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """Work that is carried to its end though nobody may be waiting for it any more; `aclose` does."""
+        task = asyncio.get_running_loop().create_task(work)
+        under_way = self._connections().under_way
+        under_way.add(task)
+        task.add_done_callback(under_way.discard)
+        return task
+
     def _http(self) -> httpx.AsyncClient:
+        return self._connections().http
+
+    def _connections(self) -> "_Connections":
         loop = asyncio.get_running_loop()
         open_ = self._open.get(loop)
         if open_ is None:
             open_ = self._open[loop] = _Connections(self._carriage.options, lambda: self._open.pop(loop, None))
-        return open_.http
+        return open_
 
     async def aclose(self) -> None:
-        """Close the running loop's connections."""
+        """Close the running loop's connections, once what is being released is."""
+        while (now := self._open.get(asyncio.get_running_loop())) is not None and now.under_way:
+            await asyncio.wait(now.under_way)
         open_ = self._open.pop(asyncio.get_running_loop(), None)
         if open_ is not None:
             await open_.http.aclose()
@@ -196,6 +250,7 @@ class _Connections:
 
     def __init__(self, options: dict[str, Any], forget: Callable[[], object]) -> None:
         self.http = httpx.AsyncClient(**options)
+        self.under_way: set[asyncio.Task[Any]] = set()
 
         async def keep() -> AsyncGenerator[None, None]:
             try:
@@ -260,3 +315,97 @@ class AsyncReservation:
     async def release(self) -> Answer:
         """As `Reservation.release`."""
         return await self._client.release(self.id) if self.id else self.answer
+
+
+class AsyncLease:
+    """As `Lease`, awaited."""
+
+    def __init__(self, client: AsyncClient, unit: Held) -> None:
+        self._client = client
+        self._unit = unit
+        self.answer = unit.answer
+        self.id = unit.id
+
+    @property
+    def allowed(self) -> bool:
+        """Whether a unit was free; if not, nothing is held, and nothing was charged."""
+        return self._unit.allowed
+
+    @property
+    def held(self) -> bool:
+        """As `Lease.held`."""
+        return self._unit.held
+
+    async def renew(self) -> Answer:
+        """As `Lease.renew`."""
+        asked_s = time.monotonic()
+        if self.id:
+            answer = await self._client.renew_lease(self.id)
+        elif self._unit.here is not None:
+            answer = self._client._away.renew(self._unit.here)
+        else:
+            return self.answer
+        self._unit.prolonged(asked_s)
+        return answer
+
+    async def release(self) -> Answer:
+        """As `Lease.release`."""
+        self._unit.ended()
+        if self.id:
+            return await self._client.release_lease(self.id)
+        return self.answer if self._unit.here is None else self._client._away.release(self._unit.here)
+
+
+class AsyncLeasing:
+    """As `Leasing`, awaited."""
+
+    def __init__(self, client: AsyncClient, question: Hold | DomainCheck, max_wait_s: float | None, wait: bool) -> None:
+        self._client = client
+        self._question = question
+        self._max_wait_s = max_wait_s
+        self._wait = wait
+        self._held: list[tuple[AsyncLease, asyncio.Task[None]]] = []
+
+    async def __aenter__(self) -> AsyncLease:
+        began_s = time.monotonic()
+        while not (lease := await self._taken()).allowed:
+            waited_s = time.monotonic() - began_s
+            await asyncio.sleep(pause_s(lease.answer, waited_s, self._max_wait_s, wait=self._wait, most_s=LOOK_AGAIN_S))
+        self._held.append((lease, asyncio.create_task(_renew(lease))))
+        return lease
+
+    async def _taken(self) -> AsyncLease:
+        taking = self._client._finishing(self._client.acquire(self._question))
+        try:
+            return await asyncio.shield(taking)
+        except asyncio.CancelledError:
+            self._client._finishing(_release(taking))
+            raise
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        lease, renewing = self._held.pop()
+        renewing.cancel()
+        await asyncio.shield(self._client._finishing(_release(lease)))
+
+
+async def _renew(lease: AsyncLease) -> None:
+    """For as long as nobody cancels it."""
+    unit = lease._unit
+    while unit.every_s is not None and not unit.over:
+        await asyncio.sleep(unit.every_s)
+        try:
+            await lease.renew()
+        except OnequotaError as error:
+            unit.not_renewed(error)
+
+
+async def _release(held: AsyncLease | asyncio.Task[AsyncLease]) -> None:
+    """Release it, also one that is only being taken; whoever could wait for that may be gone."""
+    try:
+        lease = held if isinstance(held, AsyncLease) else await held
+        if not lease._unit.over:
+            await lease.release()
+    except OnequotaError as error:
+        not_released(error)

@@ -4,13 +4,14 @@ import contextlib
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 from service.client.answer import Answer, Standing
-from service.client.question import DomainCheck, Question
-from service.errors import ConfigurationError, InvalidInput, InvalidLimit, ServiceUnavailable
+from service.client.question import DomainCheck, Hold, Question
+from service.errors import ConfigurationError, InvalidInput, InvalidLimit, NotHeld, ServiceUnavailable
 from service.limits import keys
-from service.limits.decision import CHARGE, LOOK, Ask, Charge, read, seconds
+from service.limits.decision import CHARGE, GIVE_BACK, LOOK, RENEW, Ask, Charge, LeaseAsk, read, seconds
+from service.limits.held import fresh
 from service.limits.limit import Limit
 from service.limits.stores.memory import MemoryStore, wall_clock_us
 
@@ -18,6 +19,13 @@ WhenAway = Literal["local", "allow", "deny", "raise"]
 
 MOST_LEARNT = 4096
 """Questions by domain whose limits are remembered."""
+
+
+class Here(NamedTuple):
+    """A unit that is held in this process."""
+
+    question: Hold
+    lease: str
 
 
 class Away:
@@ -63,17 +71,50 @@ class Away:
             ServiceUnavailable: `when_away` is "raise".
             InvalidInput: A value is wrong; the service would not have taken it either.
         """
+        same = self._uncounted(error)
+        if same is not None:
+            return [same for _ in questions]
+        return [self._counted(question, LOOK if question.peek else CHARGE) for question in questions]
+
+    def hold(self, question: Hold | DomainCheck, error: ServiceUnavailable) -> tuple[Answer, Here | None]:
+        """The answer to who wants to hold a unit, and what he holds here. Raises as `instead`.
+
+        A domain's rules are counted as those of a check: nobody says which of them are of concurrency.
+        """
+        same = self._uncounted(error)
+        if same is not None:
+            return same, None
+        if isinstance(question, DomainCheck):
+            return self._counted(question, CHARGE), None
+        here = Here(question, fresh())
+        answer = self._counted(question, CHARGE, here.lease)
+        return answer, here if answer.allowed else None
+
+    def renew(self, here: Here) -> Answer:
+        """Hold it for as long again. Raises NotHeld."""
+        answer = self._counted(here.question.alone(), RENEW, here.lease)
+        if not answer.allowed:
+            raise NotHeld("id", "is of a lease that has ended")
+        return answer
+
+    def release(self, here: Here) -> Answer:
+        """Hold it no longer."""
+        return self._counted(here.question.alone(), GIVE_BACK, here.lease)
+
+    def _uncounted(self, error: ServiceUnavailable) -> Answer | None:
+        """What is answered whatever is asked; None = it is counted. Raises ServiceUnavailable."""
         if self.when_away == "raise":
             raise error
         if self.when_away == "local":
-            return [self._counted(question) for question in questions]
+            return None
         allowed = self.when_away == "allow"
-        return [Answer(allowed=allowed, retry_after=None if allowed else 1, degraded=True) for _ in questions]
+        return Answer(allowed=allowed, retry_after=None if allowed else 1, degraded=True)
 
-    def _counted(self, question: Question) -> Answer:
+    def _counted(self, question: Question | Hold, kind: int, lease: str | None = None) -> Answer:
         who, limits = self._limits_of(question)
         if limits is None:
             return Answer(allowed=False, degraded=True)
+        cost = 1 if isinstance(question, Hold) else question.cost
         shares = [(limit, share) for limit in limits if (share := _share(limit, self._processes))]
         if len(shares) < len(limits):  # fewer units than processes: this one may not have any
             return Answer(allowed=False, retry_after=1, degraded=True)
@@ -81,13 +122,13 @@ class Away:
             Charge(
                 share,
                 keys.spell("", who, f"away.{number}", share.spelling),
-                min(limit.admits(question.cost), share.capacity),
+                min(limit.admits(cost), share.capacity),
             )
             for number, (limit, share) in enumerate(shares)
         ]
         if not charges:
             return Answer(allowed=True, degraded=True)
-        ask = Ask(charges, LOOK if question.peek else CHARGE)
+        ask = Ask(charges, kind) if lease is None else LeaseAsk(charges, lease, kind)
         with self._lock:
             numbers = self._store.decide_now([ask])
         decision = read(ask, numbers[0], numbers, 1)
@@ -105,12 +146,14 @@ class Away:
             allowed=decision.allowed, retry_after=decision.retry_after, limits=tuple(standings), degraded=True
         )
 
-    def _limits_of(self, question: Question) -> tuple[str, tuple[Limit, ...] | None]:
+    def _limits_of(self, question: Question | Hold) -> tuple[str, tuple[Limit, ...] | None]:
         """Whose counter, and which limits; None = nothing passes."""
         if isinstance(question, DomainCheck):
             known = _nameless(question)
             return repr((known.domain, known.descriptors)), self._learnt.get(known, ())
         try:
+            if isinstance(question, Hold):
+                return question.key, _held(question)
             algorithm = question.algorithm or "fixed-window"
             return question.key, Limit.parse(question.limits, algorithm=algorithm, burst=question.burst)
         except InvalidLimit as error:
@@ -120,6 +163,15 @@ class Away:
 def _nameless(question: DomainCheck) -> DomainCheck:
     """What two questions have in common that are limited alike."""
     return DomainCheck(question.domain, question.descriptors)
+
+
+def _held(question: Hold) -> tuple[Limit, ...]:
+    """What holding is limited by, concurrency first. Raises InvalidLimit, InvalidInput."""
+    for name, number in (("concurrency", question.concurrency), ("ttl", question.ttl_s)):
+        if type(number) is not int:
+            raise InvalidInput(name, f"{number!r} is no whole number")
+    units = Limit(amount=question.concurrency, window_s=question.ttl_s, algorithm="concurrency")
+    return units, *(() if question.limits is None else Limit.parse(question.limits))
 
 
 def _limits(standings: Sequence[Standing]) -> tuple[Limit, ...] | None:

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import inspect
+import threading
 import time
 import uuid
 from collections.abc import Callable, Sequence
@@ -17,10 +18,11 @@ from service.client.answer import Answer
 from service.client.attempts import Attempts
 from service.client.away import Away, WhenAway
 from service.client.carrying import Carriage, request
-from service.client.question import Check, DomainCheck, Pairs, Question
-from service.client.waiting import MAX_WAIT_S, KeyOf, Turn, pause_s
+from service.client.held import Held, not_released
+from service.client.question import Check, DomainCheck, Hold, Pairs, Question
+from service.client.waiting import LOOK_AGAIN_S, MAX_WAIT_S, KeyOf, Turn, pause_s, waitable
 from service.client.wire import Call
-from service.errors import ConfigurationError, ServiceUnavailable
+from service.errors import ConfigurationError, OnequotaError, ServiceUnavailable
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -139,6 +141,31 @@ class Client:
         """Give all of a reservation back, by its id."""
         return self._carry(wire.release(reservation))
 
+    def acquire(self, question: Hold | DomainCheck) -> "Lease":
+        """Hold a unit of concurrency; `lease` does the same for a block, and renews and releases it.
+
+        While the service is away: "local" holds it in this process, and there it stays; of a domain's rules it counts
+        what it would for `check`. A unit whose answer was lost comes back when its time is over.
+
+        Raises:
+            InvalidInput, AccessDenied, ServiceUnavailable: as `decide`.
+        """
+        began_s, here = time.monotonic(), None
+        try:
+            answer, id_, ttl_s = self._carry(wire.acquire(question, str(uuid.uuid4())))
+        except ServiceUnavailable as error:
+            answer, here = self._away.hold(question, error)
+            id_, ttl_s = "", None if here is None else here.question.ttl_s
+        return Lease(self, Held(answer, began_s, id=id_, ttl_s=ttl_s, here=here))
+
+    def renew_lease(self, lease: str) -> Answer:
+        """Hold it for as long again, by its id; see `Lease.renew`."""
+        return self._carry(wire.renew(lease))
+
+    def release_lease(self, lease: str) -> Answer:
+        """Hold it no longer, by its id; see `Lease.release`."""
+        return self._carry(wire.release_lease(lease))
+
     # ── waiting ──────────────────────────────────────────────────────────────────────────────────────────────
 
     def limit(
@@ -186,6 +213,39 @@ class Client:
             if answer.allowed:
                 return answer
             time.sleep(pause_s(answer, time.monotonic() - began_s, max_wait_s, wait=wait))
+
+    def lease(
+        self,
+        key: str,
+        concurrency: int,
+        *,
+        ttl_s: int = 60,
+        limits: str | None = None,
+        max_wait_s: float | None = MAX_WAIT_S,
+        wait: bool = True,
+    ) -> "Leasing":
+        """Holds a unit while a block runs: `with client.lease("alice", 3): ...`
+
+        It is waited for as by `limit`; since it may be free at any moment, it is asked for every second or so. A thread
+        renews it three times in `ttl_s`, and it is released with the block's end, whatever ends it. What cannot be
+        renewed in time is lost, though the block runs on: then `held` is false, and the log says `lease_lost`.
+
+        Args:
+            key, concurrency, ttl_s, limits: Of `Hold`.
+            max_wait_s: How long may be waited, seconds; None = for ever.
+            wait: False = not at all.
+
+        Raises:
+            OverLimit: On entering: none is free, or not in time; nothing is held.
+            InvalidInput, AccessDenied, ServiceUnavailable: On entering, as `acquire`.
+        """
+        return Leasing(self, Hold(key, concurrency, ttl_s, limits), waitable(max_wait_s), wait)
+
+    def lease_domain(
+        self, domain: str, *descriptors: Pairs, max_wait_s: float | None = MAX_WAIT_S, wait: bool = True
+    ) -> "Leasing":
+        """As `lease`, by the rules of the service's catalog; they say how long it lasts."""
+        return Leasing(self, DomainCheck.of(domain, *descriptors), waitable(max_wait_s), wait)
 
     # ── carrying ─────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -287,3 +347,105 @@ class Reservation:
     def release(self) -> Answer:
         """Give all of it back. Raises as `settle`."""
         return self._client.release(self.id) if self.id else self.answer
+
+
+class Lease:
+    """A unit of concurrency, or that none was free.
+
+    Attributes:
+        answer: To the question.
+        id: For whoever renews or releases it elsewhere, `client.release_lease(id)`; "" if the service holds nothing.
+    """
+
+    def __init__(self, client: Client, unit: Held) -> None:
+        self._client = client
+        self._unit = unit
+        self.answer = unit.answer
+        self.id = unit.id
+
+    @property
+    def allowed(self) -> bool:
+        """Whether a unit was free; if not, nothing is held, and nothing was charged."""
+        return self._unit.allowed
+
+    @property
+    def held(self) -> bool:
+        """Whether it is held yet, as far as can be told here: not released, not lost, and renewed in time."""
+        return self._unit.held
+
+    def renew(self) -> Answer:
+        """Hold it for as long again. What was refused or allowed unasked while the service was away is let be.
+
+        Raises:
+            InvalidInput: It has ended; others may hold it.
+            AccessDenied, ServiceUnavailable: as `decide`; it may be tried again.
+        """
+        asked_s = time.monotonic()
+        if self.id:
+            answer = self._client.renew_lease(self.id)
+        elif self._unit.here is not None:
+            answer = self._client._away.renew(self._unit.here)
+        else:
+            return self.answer
+        self._unit.prolonged(asked_s)
+        return answer
+
+    def release(self) -> Answer:
+        """Hold it no longer. Raises as `renew`."""
+        self._unit.ended()
+        if self.id:
+            return self._client.release_lease(self.id)
+        return self.answer if self._unit.here is None else self._client._away.release(self._unit.here)
+
+
+class Leasing:
+    """Holds a unit while a block runs. Entering answers the lease."""
+
+    def __init__(self, client: Client, question: Hold | DomainCheck, max_wait_s: float | None, wait: bool) -> None:
+        self._client = client
+        self._question = question
+        self._max_wait_s = max_wait_s
+        self._wait = wait
+        self._held: list[_Renewing] = []
+
+    def __enter__(self) -> Lease:
+        began_s = time.monotonic()
+        while not (lease := self._client.acquire(self._question)).allowed:
+            waited_s = time.monotonic() - began_s
+            time.sleep(pause_s(lease.answer, waited_s, self._max_wait_s, wait=self._wait, most_s=LOOK_AGAIN_S))
+        self._held.append(_Renewing(lease))
+        return lease
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._held.pop().end()
+
+
+class _Renewing:
+    """Renews a lease from a thread, until it is to end."""
+
+    def __init__(self, lease: Lease) -> None:
+        self._lease = lease
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._renew, name="onequota-lease", daemon=True)
+        self._thread.start()
+
+    def _renew(self) -> None:
+        unit = self._lease._unit
+        while unit.every_s is not None and not self._over.wait(unit.every_s) and not unit.over:
+            try:
+                self._lease.renew()
+            except OnequotaError as error:
+                unit.not_renewed(error)
+
+    def end(self) -> None:
+        """Stop, and release it; a renewal under way comes first, and has its deadline."""
+        self._over.set()
+        self._thread.join()
+        if self._lease._unit.over:
+            return
+        try:
+            self._lease.release()
+        except OnequotaError as error:
+            not_released(error)

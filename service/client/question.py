@@ -75,6 +75,33 @@ class DomainCheck:
         return replace(self, peek=True)
 
 
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """May `key` have one more under way?
+
+    Attributes:
+        key: Who holds.
+        concurrency: At most so many at once, over all processes that say the same number and `ttl_s`; 1 to 10^9.
+        ttl_s: How soon a unit comes back that is neither renewed nor released, whole seconds, 1 to 86400.
+        limits: Limits in notation, charged with it, all or nothing; None = none. They stay charged.
+    """
+
+    key: str
+    concurrency: int
+    ttl_s: int = 60
+    limits: str | None = None
+
+    @property
+    def body(self) -> dict[str, Any]:
+        """As the service reads it."""
+        said = {"key": self.key, "concurrency": self.concurrency, "ttl": self.ttl_s}
+        return said if self.limits is None else said | {"limits": self.limits}
+
+    def alone(self) -> "Hold":
+        """The same, without what is charged with it."""
+        return replace(self, limits=None)
+
+
 Question = Check | DomainCheck
 
 

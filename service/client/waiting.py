@@ -11,11 +11,21 @@ from service.errors import ConfigurationError, InvalidInput, OverLimit
 
 MAX_WAIT_S = 60.0
 
+LOOK_AGAIN_S = 1.0
+"""How often a unit that others hold is asked for: it may be free at any moment, long before its lease would end."""
+
 KeyOf = str | Callable[..., Any]
 """Who is charged: a name, or for a decorator a function of the decorated function's arguments."""
 
 
-def pause_s(answer: Answer, waited_s: float, max_wait_s: float | None, *, wait: bool = True) -> float:
+def pause_s(
+    answer: Answer,
+    waited_s: float,
+    max_wait_s: float | None,
+    *,
+    wait: bool = True,
+    most_s: float = float("inf"),
+) -> float:
     """How long to wait after a refusal before asking again.
 
     A little longer than `retry_after`, at random, so that all who wait do not come at the same moment.
@@ -25,6 +35,7 @@ def pause_s(answer: Answer, waited_s: float, max_wait_s: float | None, *, wait: 
         waited_s: Since the first question, seconds.
         max_wait_s: How long may be waited in all; None = for ever.
         wait: False = not at all.
+        most_s: It may pass sooner than `retry_after` says: ask again after so long.
 
     Raises:
         OverLimit: It never passes, or not in time.
@@ -33,10 +44,18 @@ def pause_s(answer: Answer, waited_s: float, max_wait_s: float | None, *, wait: 
     if answer.retry_after is None:
         raise OverLimit(f"{names} never lets this through", answer)
     left_s = float("inf") if max_wait_s is None else max_wait_s - waited_s
-    if not wait or answer.retry_after > left_s:
+    after_s = min(answer.retry_after, most_s)
+    if not wait or after_s > left_s:
         at_most = "" if not wait else f", and of {max_wait_s:g} s that may be waited {max(0, left_s):.1f} s are left"
         raise OverLimit(f"{names} is used up: passes in {answer.retry_after} s{at_most}", answer)
-    return min(answer.retry_after + random.uniform(0, 0.25 + answer.retry_after / 10), left_s)
+    return min(after_s + random.uniform(0, 0.25 + after_s / 10), left_s)
+
+
+def waitable(max_wait_s: float | None) -> float | None:
+    """How long may be waited. Raises ConfigurationError."""
+    if max_wait_s is not None and not max_wait_s >= 0:
+        raise ConfigurationError(f"max_wait_s {max_wait_s}: use seconds, 0 or more, or None for no end")
+    return max_wait_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +75,7 @@ class Turn:
     wait: bool
 
     def __post_init__(self) -> None:
-        if self.max_wait_s is not None and not self.max_wait_s >= 0:
-            raise ConfigurationError(f"max_wait_s {self.max_wait_s}: use seconds, 0 or more, or None for no end")
+        waitable(self.max_wait_s)
 
     def asked(self) -> Question:
         """The question, where it does not depend on arguments."""

@@ -11,7 +11,7 @@ from typing import Any, Generic, TypeVar
 from urllib.parse import SplitResult, quote, unquote, urlsplit
 
 from service.client.answer import Answer, Standing
-from service.client.question import Question
+from service.client.question import DomainCheck, Hold, Question
 from service.errors import AccessDenied, ConfigurationError, InvalidInput, OnequotaError, ServiceUnavailable
 from service.redis_url import redacted
 
@@ -125,6 +125,27 @@ def release(reservation: str) -> Call[Answer]:
     return Call(method="DELETE", path=path, read=_answer, repeatable=True)
 
 
+def acquire(question: Hold | DomainCheck, idempotency_key: str) -> Call[tuple[Answer, str, int | None]]:
+    """Hold a unit: the answer, the id of the lease, "" where it was refused, and its seconds, None = without end."""
+    return Call(
+        path="/v1/leases",
+        read=lambda said: (_answer(said), str(said.get("id") or ""), _whole(said.get("expires_in"))),
+        document=question.body,
+        headers=_keyed(idempotency_key),
+        repeatable=True,
+    )
+
+
+def renew(lease: str) -> Call[Answer]:
+    """Hold it for as long again."""
+    return Call(method="PUT", path=f"/v1/leases/{quote(lease, safe='')}", read=_answer, repeatable=True)
+
+
+def release_lease(lease: str) -> Call[Answer]:
+    """Hold it no longer. Sent again because its answer was lost, it may be told that there is no such lease."""
+    return Call(method="DELETE", path=f"/v1/leases/{quote(lease, safe='')}", read=_answer, repeatable=True)
+
+
 def result(call: Call[T], status: int, headers: Mapping[str, str], body: bytes) -> T:
     """What a call came to.
 
@@ -170,6 +191,10 @@ def _wrong(problem: dict[str, Any]) -> InvalidInput:
 
 def _seconds(text: str) -> float | None:
     return float(text) if text.isascii() and text.isdecimal() and len(text) < 10 else None
+
+
+def _whole(said: Any) -> int | None:
+    return None if said is None else int(said)
 
 
 def _keyed(key: str | None) -> dict[str, str]:

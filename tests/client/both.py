@@ -2,12 +2,16 @@
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
 from service.client import AsyncClient, Client
+
+KEY = "3e1f0a9c5b7d2468ace013579bdf8642"
+PATIENT: dict[str, Any] = {"deadline_s": 20, "when_away": "raise"}
 
 
 class Awaited:
@@ -34,6 +38,24 @@ class Awaited:
         yield self.runner.run(turnstile.__aenter__())
         self.runner.run(turnstile.__aexit__(None, None, None))
 
+    @contextlib.contextmanager
+    def lease(self, *args: Any, **kwargs: Any) -> Iterator[Any]:
+        with self._held(self.client.lease(*args, **kwargs)) as lease:
+            yield lease
+
+    @contextlib.contextmanager
+    def lease_domain(self, *args: Any, **kwargs: Any) -> Iterator[Any]:
+        with self._held(self.client.lease_domain(*args, **kwargs)) as lease:
+            yield lease
+
+    @contextlib.contextmanager
+    def _held(self, leasing: Any) -> Iterator[Any]:
+        lease = self.runner.run(leasing.__aenter__())
+        try:
+            yield lease
+        finally:
+            self.runner.run(leasing.__aexit__(None, None, None))
+
 
 @contextlib.contextmanager
 def opened(kind: str, *args: Any, **kwargs: Any) -> Iterator[Any]:
@@ -46,6 +68,25 @@ def opened(kind: str, *args: Any, **kwargs: Any) -> Iterator[Any]:
         awaited = AsyncClient(*args, **kwargs)
         yield Awaited(awaited, runner)
         runner.run(awaited.aclose())
+
+
+def passing(client: Any, seconds: float) -> None:
+    """So much time goes by for a client."""
+    if isinstance(client, Awaited):
+        client.runner.run(asyncio.sleep(seconds))
+    else:
+        time.sleep(seconds)
+
+
+def done(client: Any, method: Callable[[], Any]) -> Any:
+    """What a method of something a client answered with comes to."""
+    if not isinstance(client, Awaited):
+        return method()
+
+    async def run() -> Any:
+        return await method()
+
+    return client.runner.run(run())
 
 
 both = pytest.mark.parametrize("kind", ["blocking", "awaited"])

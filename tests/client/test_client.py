@@ -4,10 +4,8 @@ import asyncio
 import threading
 import time
 
-import httpx2 as httpx
 import pytest
-from both import both, opened
-from running import onequota
+from both import KEY, PATIENT, both, opened
 
 from service.client import (
     AccessDenied,
@@ -19,36 +17,6 @@ from service.client import (
     OverLimit,
 )
 from service.errors import ConfigurationError
-
-KEY = "3e1f0a9c5b7d2468ace013579bdf8642"
-LIMITS = """
-domain: chat
-descriptors:
-  - key: user
-    limits: 2/minute
-    descriptors: [{key: model, limits: 100/hour}]
-  - {key: team, rate_limit: {unit: minute, requests_per_unit: 0}}
-"""
-PATIENT = {"deadline_s": 20, "when_away": "raise"}
-
-
-@pytest.fixture(scope="module")
-def service(_one_redis, tmp_path_factory):
-    with _one_redis.client() as client:
-        client.flushall()
-    folder = tmp_path_factory.mktemp("service")
-    variables = {"ONEQUOTA_API_KEYS": f"tests:{KEY}:*", "ONEQUOTA_REDIS_TIMEOUT_MS": "5000"}
-    (folder / "limits.yaml").write_text(LIMITS)
-    options = ("--workers", "2", "--port", "0", "--redis", _one_redis.url, "--limits", "limits.yaml")
-    with onequota(folder, "serve", *options, variables=variables) as running:
-        httpx.get(running.banner["url"] + "/health", timeout=60)  # until a worker serves
-        yield running.banner["url"]
-
-
-@pytest.fixture
-def client(service, kind):
-    with opened(kind, service, api_key=KEY, **PATIENT) as client:
-        yield client
 
 
 @both

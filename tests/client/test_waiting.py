@@ -47,6 +47,15 @@ def test_whoever_cannot_pass_in_time_is_told_at_once_with_the_answer(retry_after
     assert caught.value.answer == refused(retry_after)
 
 
+def test_what_may_pass_sooner_is_asked_for_sooner_and_as_long_as_there_is_time_for_it():
+    pauses = [pause_s(refused(42), 30, 60, most_s=1) for _ in range(300)]
+    assert 1 <= min(pauses) <= max(pauses) <= 1.35
+    assert 1 <= pause_s(refused(1), 0, 60, most_s=5) <= 1.35
+    assert pause_s(refused(42), 59, 60, most_s=1) == 1
+    with pytest.raises(OverLimit, match=r"passes in 42 s, and of 60 s that may be waited 0\.9 s are left"):
+        pause_s(refused(42), 59.1, 60, most_s=1)
+
+
 def turn(key, **more):
     return Turn(lambda who: Check(who, "1/day"), key, **{"max_wait_s": 1.0, "wait": True, **more})
 

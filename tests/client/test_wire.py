@@ -6,7 +6,7 @@ import pytest
 
 from service.client import wire
 from service.client.answer import Answer, Standing
-from service.client.question import Check, DomainCheck
+from service.client.question import Check, DomainCheck, Hold
 from service.client.wire import Unanswered, address
 from service.errors import AccessDenied, ConfigurationError, InvalidInput
 
@@ -65,6 +65,19 @@ def test_a_refund_always_has_a_key():
         "POST", "/v1/refund", True, {"idempotency-key": "k2"},
     )  # fmt: skip
     assert call.document == {"key": "a", "limits": "1/day", "cost": 2}
+
+
+def test_a_lease_is_taken_with_a_key_and_what_came_of_it_is_read():
+    call = wire.acquire(Hold("alice", 3, 30, "20/minute"), "k3")
+    assert (call.method, call.path, call.repeatable, dict(call.headers)) == (
+        "POST", "/v1/leases", True, {"idempotency-key": "k3"},
+    )  # fmt: skip
+    assert call.document == {"key": "alice", "concurrency": 3, "ttl": 30, "limits": "20/minute"}
+    assert wire.acquire(Hold("alice", 3), "k3").document == {"key": "alice", "concurrency": 3, "ttl": 60}
+    free = {"allowed": True, "retry_after": None, "limits": []}
+    for more, found in (({"id": "l", "expires_in": 30}, ("l", 30)), ({"id": "nothing"}, ("nothing", None))):
+        assert call.read(free | more) == (Answer(allowed=True), *found)
+    assert call.read(REFUSED | {"id": None})[1:] == ("", None)
 
 
 def come_to(status, said, headers=JSON, questions=(ONE,)):
