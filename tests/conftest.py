@@ -16,8 +16,10 @@ def _patience(request, monkeypatch):
 
 @pytest.fixture(autouse=True, scope="session")
 def _interruptible():
-    """A shell starts what runs in its background deaf to Ctrl-C, and so would be the commands that tests interrupt."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    """What runs in a shell's background, or under nohup, starts deaf to these; what tests start and interrupt must not."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        if signal.getsignal(number) == signal.SIG_IGN:
+            signal.signal(number, lambda *_: None)  # a handler is not inherited
 
 
 @pytest.fixture(scope="session")
