@@ -16,7 +16,7 @@ def _patience(request, monkeypatch):
 
 @pytest.fixture(autouse=True, scope="session")
 def _interruptible():
-    """What runs in a shell's background, or under nohup, starts deaf to these; what tests start and interrupt must not."""
+    """What runs in a shell's background, or under nohup, starts deaf to these; what tests interrupt must not."""
     for number in (signal.SIGINT, signal.SIGHUP):
         if signal.getsignal(number) == signal.SIG_IGN:
             signal.signal(number, lambda *_: None)  # a handler is not inherited
