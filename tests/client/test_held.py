@@ -98,12 +98,12 @@ def test_three_are_held_at_once_and_the_fourth_is_refused_with_nothing_held(clie
 @both
 def test_a_lease_is_renewed_while_the_block_runs_and_released_at_its_end(client, kind):
     one = f"long {kind}", 1
-    with client.lease(*one, ttl_s=2) as lease:
+    with client.lease(*one, ttl_s=3) as lease:
         for _ in range(5):
             passing(client, 1)
-            assert not client.acquire(Hold(*one, ttl_s=2)).allowed
+            assert not client.acquire(Hold(*one, ttl_s=3)).allowed
         assert lease.held
-    assert client.acquire(Hold(*one, ttl_s=2)).allowed
+    assert client.acquire(Hold(*one, ttl_s=3)).allowed
 
 
 @both
