@@ -94,19 +94,20 @@ class ShardLane(Lane):
 
     async def _decide(self, batch: list[Waiting]) -> None:
         answers = await self.store.answers([ask for ask, _, _ in batch])
-        failed: list[Waiting] = []
-        why: StoreUnavailable | None = None
+        failed: dict[bool, tuple[list[Waiting], StoreUnavailable]] = {}  # maybe done or not: each by itself
         for waiting, answer in zip(batch, answers, strict=True):
             if isinstance(answer, StoreUnavailable):
-                failed.append(waiting)
-                why = answer
+                failed.setdefault(answer.maybe_done, ([], answer))[0].append(waiting)
             elif isinstance(answer, Elsewhere):
                 self._outage.answered()
                 self._spread.again(waiting)
             else:
                 self._settle([waiting], *answer)
-        if why is not None:
-            self._fail(failed, why)
+        if len(failed) > 1:  # one call is one failure
+            undone, error = failed.pop(False)
+            self._spread.rescue(undone, self.store, error)
+        for asks, error in failed.values():
+            self._fail(asks, error)
 
     def _fail(self, batch: list[Waiting], error: StoreUnavailable) -> None:
         if error.maybe_done:

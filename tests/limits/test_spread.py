@@ -28,6 +28,7 @@ class Server(MemoryStore):
         go: Cleared, it hangs.
         asked: The kinds of what it was asked, and by how many calls.
         moved: Keys it says it does not have, so many times each.
+        errors: Keys it does not decide, and what it says of each.
     """
 
     def __init__(self, clock):
@@ -37,6 +38,7 @@ class Server(MemoryStore):
         self.go.set()
         self.asked = []
         self.moved = {}
+        self.errors = {}
         self.late = False
 
     async def answers(self, asks):
@@ -48,7 +50,9 @@ class Server(MemoryStore):
             raise self.error
         found = []
         for index, ask in enumerate(asks):
-            if self.moved.get(ask.names[0], 0):
+            if ask.names[0] in self.errors:
+                found.append(self.errors[ask.names[0]])
+            elif self.moved.get(ask.names[0], 0):
                 self.moved[ask.names[0]] -= 1
                 found.append(ELSEWHERE)
             else:
@@ -209,6 +213,23 @@ async def test_what_may_have_been_charged_is_never_asked_again(engine, cluster):
         await engine.decide(ask("b1"))
     assert cluster.servers["c"].asked == []
     assert engine.counters.unsettled == 1
+
+
+async def test_of_one_call_only_what_certainly_was_not_charged_is_asked_again(engine, cluster):
+    """One ask was sent on to where its slot moves and got no answer, another was refused: the first may be charged."""
+    server = cluster.servers["b"]
+    server.errors = {
+        key("b1"): StoreUnavailable("cut"),
+        key("b2"): StoreUnavailable("CLUSTERDOWN", reason="connection", maybe_done=False),
+    }
+    cluster.next = {**cluster.slots, 1: cluster.servers["c"]}
+    cut, rescued = await asyncio.gather(engine.decide(ask("b1")), engine.decide(ask("b2")), return_exceptions=True)
+    assert len(server.asked) == 1
+    assert isinstance(cut, StoreUnavailable) and str(cut) == "cut"
+    assert rescued.allowed
+    assert await left(engine, "b1", "b2") == [10, 9]
+    assert engine.counters.unsettled == 1
+    assert engine.counters.failures == 1  # the breaker opens by two calls
 
 
 async def test_a_server_that_has_no_slots_any_more_is_let_go_with_its_breaker(engine, cluster, monkeypatch, caplog):
