@@ -11,7 +11,7 @@
 
 Of a domain with `atomic: true` (the default) all plain descriptors of a request pass in one script call, or nothing is
 charged. With `atomic: false` each is charged for itself, whether or not the others pass, as Envoy's service does it.
-Rules with `quota_mode` are asked before the plain ones, and given back what they took if those refuse.
+Rules with `quota_mode` are asked before the plain ones, and given back what they took if those do not pass.
 """
 
 import asyncio
@@ -297,6 +297,17 @@ def _status(part: Part, standings: Sequence[Standing]) -> Status:
     return Status(part.match, tuple(standings), retry_us > 0, retry_us)
 
 
+class _Taken(NamedTuple):
+    """What may have to be given back: a question to the engine, the number of its token, and the answer."""
+
+    charges: Sequence[Charge]
+    number: int
+    answer: "asyncio.Future[Decision]"
+
+
+_undoing: set[asyncio.Task[None]] = set()
+
+
 class _Deciding:
     """One request that takes more than one question."""
 
@@ -308,22 +319,28 @@ class _Deciding:
         self._once = once
         self._statuses: dict[int, Status] = {}
         self._decisions: list[Decision] = []
+        self._taken: list[_Taken] = []
 
     async def verdict(self) -> Verdict:
         ways = [index for index, part in enumerate(self._parts) if part.quota]
         shadows = [index for index, part in enumerate(self._parts) if part.shadow]
         plain = [index for index in range(len(self._parts)) if index not in ways and index not in shadows]
-        by_itself = [self._ask([index], self._peek) for index in shadows]
+        by_itself = (self._ask([index], self._peek) for index in shadows)
         if not self._atomic:
             await asyncio.gather(*by_itself, *(self._ask([index], self._peek) for index in [*ways, *plain]))
         else:
             hopeless = any(self._parts[index].hopeless_us for index in plain) or self._beyond(plain)
             looks = self._peek or hopeless
-            taken = await asyncio.gather(*(self._ask([index], looks) for index in ways))
-            blocked = bool(ways) and all(self._statuses[index].over for index in ways)
-            passed, *_ = await asyncio.gather(self._ask(plain, looks or blocked), *by_itself)
-            if passed is not None and not passed.allowed and not looks:
-                await asyncio.gather(*(self._give_back(taking) for taking in zip(ways, taken, strict=True)))
+            try:
+                await asyncio.gather(*(self._ask([index], looks) for index in ways))
+                blocked = bool(ways) and all(self._statuses[index].over for index in ways)
+                passed, *_ = await asyncio.gather(self._ask(plain, looks or blocked), *by_itself)
+            except BaseException:
+                if self._once is None:  # with tokens, who asks again goes on from there
+                    self._undo()
+                raise
+            if passed is not None and not passed.allowed and self._taken:
+                await asyncio.shield(self._undo())
         retry_us = max([0, *(self._statuses[index].retry_us for index in plain)])
         if ways and all(self._statuses[index].over for index in ways):
             retry_us = max(retry_us, min(self._statuses[index].retry_us for index in ways))
@@ -351,7 +368,11 @@ class _Deciding:
         decision = None
         if charges:
             number = indexes[0] + 1 if len(indexes) == 1 else 0
-            decision = await self._engine.decide(self._made(charges, number, LOOK if look else CHARGE))
+            answer = self._engine.decide(self._made(charges, number, LOOK if look else CHARGE))
+            if self._atomic and not look and not self._parts[indexes[0]].shadow:
+                self._taken.append(_Taken(charges, number, answer))
+                answer = asyncio.shield(answer)  # whoever is cancelled has to know what to give back
+            decision = await answer
             self._decisions.append(decision)
         found = dict(zip([c.key for c in charges], decision.standings if decision else (), strict=True))
         for index in indexes:
@@ -367,10 +388,20 @@ class _Deciding:
             return Ask(charges, kind, at_us)
         return TokenAsk(charges, self._once(number), kind, at_us)
 
-    async def _give_back(self, taking: tuple[int, Decision | None]) -> None:
-        index, decision = taking
-        if decision is not None and decision.allowed:
-            number = MOST_DESCRIPTORS + index + 1
-            back = self._made(self._parts[index].charges, number, GIVE_BACK, decision.at_us)
-            with contextlib.suppress(StoreUnavailable):  # refused is refused; what was taken stays so
+    def _undo(self) -> "asyncio.Task[None]":
+        """Give back what was taken, and what is under way when that is known; whether anybody waits for it or not."""
+        undoing = asyncio.get_running_loop().create_task(self._give_all_back())
+        _undoing.add(undoing)
+        undoing.add_done_callback(_undoing.discard)
+        return undoing
+
+    async def _give_all_back(self) -> None:
+        await asyncio.gather(*map(self._give_back, self._taken))
+
+    async def _give_back(self, taken: _Taken) -> None:
+        with contextlib.suppress(StoreUnavailable):  # refused is refused; what was taken stays so
+            decision = await taken.answer
+            if decision.allowed:
+                number = MOST_DESCRIPTORS + taken.number
+                back = self._made(taken.charges, number, GIVE_BACK, decision.at_us)
                 await self._engine.decide(back, here=decision.degraded)

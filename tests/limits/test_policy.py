@@ -1,13 +1,19 @@
 """What a catalog's rules make of a request: tables to check by hand, over the real engine and a clock set by hand."""
 
+import asyncio
+
 import pytest
 from driving import START_US, Clock
 
-from service.errors import InvalidInput
+from service.errors import InvalidInput, StoreUnavailable
 from service.limits import Limit, policy
 from service.limits.catalog import parse
+from service.limits.decision import CHARGE
 from service.limits.engine import Engine
+from service.limits.fallback import Fallback
 from service.limits.policy import Wanted
+from service.limits.share import Place
+from service.limits.spent import Spent
 from service.limits.stores import MemoryStore
 from service.limits.token import token
 
@@ -144,6 +150,131 @@ async def test_a_way_is_given_back_when_a_plain_rule_refuses():
         await desk.ask(ALICE)
     assert not (await desk.ask(ALICE, ("way_b", "x"))).allowed
     assert await desk.left(("way_b", "x")) == [[2]]
+
+
+class Stubborn(MemoryStore):
+    """A store that does not answer: it hangs, or says why not.
+
+    Attributes:
+        hangs: The charging call, counted from 1, that it holds up until `go`; it is carried out.
+        error: What it says instead of an answer; None = it answers.
+    """
+
+    def __init__(self, clock, hangs=0):
+        super().__init__(clock)
+        self.hangs, self.calls = hangs, 0
+        self.go = asyncio.Event()
+        self.hanging = asyncio.Event()
+        self.error = None
+
+    async def decide(self, asks):
+        if self.error is not None:
+            raise self.error
+        self.calls += any(ask.kind == CHARGE for ask in asks)
+        if self.calls == self.hangs:
+            self.hanging.set()
+            await self.go.wait()
+            self.hangs = 0
+        return await super().decide(asks)
+
+
+STRICT = """
+domain: chat
+descriptors:
+  - key: user
+    on_outage: deny
+    rate_limit: {unit: minute, requests_per_unit: 3}
+  - key: ip
+    on_outage: local
+    rate_limit: {unit: minute, requests_per_unit: 1}
+  - key: model
+    on_outage: deny
+    rate_limit: {unit: minute, requests_per_unit: 1}
+    shadow_mode: true
+  - key: way_a
+    on_outage: local
+    rate_limit: {unit: minute, requests_per_unit: 1}
+    quota_mode: true
+  - key: way_b
+    on_outage: deny
+    rate_limit: {unit: minute, requests_per_unit: 2}
+    quota_mode: true
+"""
+WAY_A, WAY_B = ("way_a", "x"), ("way_b", "x")
+
+
+async def settled():
+    """What goes on behind an answer has ended."""
+    for _ in range(50):
+        await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize(
+    ("taken", "denied"), [(WAY_A, ALICE), (WAY_A, WAY_B), (IP, MODEL)], ids=["plain", "another way", "shadow"]
+)
+@pytest.mark.parametrize("first", [True, False])
+async def test_with_one_deny_among_them_nothing_is_counted_in_an_outage(taken, denied, first):
+    desk = Desk(STRICT)
+    store = Stubborn(desk.clock)
+    store.error = StoreUnavailable("away", maybe_done=False)
+    place = Place(slot=0, workers=1, hosts=1)
+    desk.engine = Engine(lambda: store, deadline_s=5, fallback=Fallback("local", spent=Spent(), place=lambda: place))
+    for _ in range(3):
+        with pytest.raises(StoreUnavailable):
+            await desk.ask(*((taken, denied) if first else (denied, taken)))
+    await settled()
+    assert await desk.left(taken) == [[1]]
+    assert (await desk.ask(taken)).degraded
+    assert await desk.left(taken) == [[0]]  # that counts
+    await desk.engine.aclose()
+
+
+async def test_what_a_way_took_is_given_back_if_a_plain_rule_is_not_answered():
+    desk = Desk(STRICT)
+    store = Stubborn(desk.clock, hangs=2)
+    desk.engine = Engine(lambda: store, deadline_s=0.3)
+    with pytest.raises(StoreUnavailable, match="in time"):
+        await desk.ask(ALICE, WAY_A, WAY_B)
+    store.go.set()
+    async with asyncio.timeout(5):
+        while await desk.left(WAY_A, WAY_B) != [[1], [2]]:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    await desk.engine.aclose()
+
+
+@pytest.mark.parametrize("call", [1, 2])
+async def test_whoever_is_cancelled_has_charged_nothing(call):
+    """While the ways are asked, or the plain rules: what is under way then is given back when it is known."""
+    desk = Desk(STRICT)
+    store = Stubborn(desk.clock, hangs=call)
+    desk.engine = Engine(lambda: store, deadline_s=5)
+    asking = asyncio.ensure_future(desk.ask(ALICE, MODEL, WAY_A, WAY_B))
+    await store.hanging.wait()
+    asking.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asking
+    store.go.set()
+    await settled()
+    assert await desk.left(ALICE, WAY_A, WAY_B) == [[3], [1], [2]]
+    await desk.engine.aclose()
+
+
+async def test_with_tokens_what_was_taken_stays_so_and_who_asks_again_goes_on_from_there():
+    desk = Desk(STRICT)
+    store = Stubborn(desk.clock, hangs=2)
+    desk.engine = Engine(lambda: store, deadline_s=0.3)
+
+    def once(number):
+        return token(f"t#{number}", b"same", owner="chat")
+
+    with pytest.raises(StoreUnavailable):
+        await desk.ask(ALICE, WAY_A, once=once)
+    store.go.set()
+    await settled()
+    assert await desk.left(WAY_A) == [[0]]
+    assert (await desk.ask(ALICE, WAY_A, once=once)).allowed
+    assert await desk.left(ALICE, WAY_A) == [[2], [0]]
+    await desk.engine.aclose()
 
 
 async def test_a_calendar_period_begins_with_the_month_and_is_whole_again_with_the_next():
