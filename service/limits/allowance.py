@@ -21,8 +21,9 @@ PARTS = 10_000
 MOST_HELD = 8192
 """Addresses that are remembered; beyond, all are forgotten, which costs calls and units, and admits nobody."""
 
-PATIENCE = 0.1
-"""Of a decision's deadline: who waits for this waits for what he asked, too, and both must not take two deadlines."""
+PATIENCE = 0.02
+"""Of a decision's deadline: who waits for this waits for what he asked, too. An answer that comes later holds from then
+on."""
 
 BLIND_S = 1.0
 """How long everybody passes when the store gave no answer: what is asked then has its own answer to that."""
@@ -125,18 +126,43 @@ class Allowance:
         """Charge so many units and use one of them."""
         places = zip(self._limits, self._places, strict=True)
         ask = Ask([Charge(limit, head + name + tail, units) for limit, (head, tail) in places])
-        sent_s = self._clock()
+        sent_s, answer = self._clock(), self._engine.decide(ask)
         try:
-            decision = await asyncio.wait_for(self._engine.decide(ask), self._engine.deadline_s * PATIENCE)
-        except (StoreUnavailable, TimeoutError):
-            held.units, held.until_s = float("inf"), self._clock() + BLIND_S
+            await asyncio.wait((answer,), timeout=self._engine.deadline_s * PATIENCE)
+        except asyncio.CancelledError:
+            answer.cancel()
+            raise
+        if answer.done():
+            return self._told(held, answer, units, sent_s)
+        self._pass_all(held)
+        answer.add_done_callback(lambda answer: self._told_late(held, answer, units, sent_s))
+        return None
+
+    def _told(self, held: _Held, answer: "asyncio.Future[Decision]", units: int, sent_s: float) -> Decision | None:
+        """Learn from an answer. What it refused; None = it passes."""
+        try:
+            decision = answer.result()
+        except StoreUnavailable:
+            self._pass_all(held)
             return None
         if decision.allowed:
             held.units = units - 1
             held.until_s = sent_s + min(standing.reset_us for standing in decision.standings) / 1e6
             return None
+        held.units = 0
         held.refusal, held.until_s = (decision, sent_s), sent_s + decision.retry_us / 1e6
         return decision
+
+    def _told_late(self, held: _Held, answer: "asyncio.Future[Decision]", units: int, sent_s: float) -> None:
+        """The same, when nobody waits for it any more."""
+        if answer.cancelled():
+            return
+        decision = self._told(held, answer, units, sent_s)
+        if decision is not None and min(standing.remaining for standing in decision.standings):
+            held.refusal = None  # a smaller part may pass
+
+    def _pass_all(self, held: _Held) -> None:
+        held.units, held.until_s = float("inf"), self._clock() + BLIND_S
 
     def _left(self, held: _Held) -> Decision | None:
         """The refusal with what is left of its times; None = it is over."""

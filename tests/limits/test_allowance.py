@@ -21,9 +21,12 @@ class Counting(MemoryStore):
         super().__init__(clock)
         self.asks = 0
         self.away = False
+        self.quick = asyncio.Event()
+        self.quick.set()
 
     async def decide(self, asks: Sequence[Ask]) -> Sequence[int]:
         self.asks += len(asks)
+        await self.quick.wait()
         if self.away:
             raise StoreUnavailable("away")
         return await super().decide(asks)
@@ -143,6 +146,45 @@ async def test_without_a_store_everybody_passes_and_it_is_asked_once_a_second(st
     clock.forward(BLIND_S)
     store.away = False
     assert await admitted([guard], 3) == 1
+
+
+async def test_who_was_refused_elsewhere_meanwhile_is_refused_when_the_store_is_back(
+    store: Counting, clock: Clock
+) -> None:
+    guard, other = worker(store, clock, "1/minute"), worker(store, clock, "1/minute")
+    store.away = True
+    assert await passes(guard)
+    store.away = False
+    assert await passes(other)
+    clock.forward(BLIND_S)
+    assert await admitted([guard], 5) == 0
+
+
+@pytest.mark.parametrize(("text", "left"), [("1/minute", 0), ("20000/minute", 19_999)])
+async def test_a_slow_store_holds_nobody_up_and_its_answer_holds_when_it_comes(
+    store: Counting, clock: Clock, text: str, left: int
+) -> None:
+    """The first has the unit that he waited for in vain; the others passed for nothing, as without a store."""
+    guard, other = worker(store, clock, text), worker(store, clock, text)
+    store.quick.clear()
+    assert await asyncio.wait_for(passes(guard), 5)
+    assert await admitted([guard], 100) == 100
+    assert store.asks == 1
+    store.quick.set()
+    await asyncio.sleep(0.1)
+    assert await admitted([guard, other], 30_000) == left
+    clock.forward(60)
+    assert await admitted([guard], 1) == 1
+
+
+async def test_a_refusal_of_a_part_that_comes_late_lets_the_rest_be_handed_out(store: Counting, clock: Clock) -> None:
+    guard, other = worker(store, clock, "20001/minute"), worker(store, clock, "20001/minute")
+    assert await admitted([other], 20_000) == 20_000  # a part is two: one unit is left
+    store.quick.clear()
+    assert await passes(guard)
+    store.quick.set()
+    await asyncio.sleep(0.1)
+    assert await admitted([guard], 5) == 1
 
 
 async def test_memory_is_bounded_however_many_addresses_come(store: Counting, clock: Clock) -> None:
