@@ -77,6 +77,30 @@ async def test_only_failed_logins_count(client: httpx.AsyncClient) -> None:
     assert [(await client.post("/login")).status_code for _ in range(6)] == [401] * 5 + [429]
 
 
+async def test_who_writes_other_names_into_the_header_gains_nothing(supabase: FakeSupabase, onequota: Any) -> None:
+    """The proxy is on this machine; from elsewhere nobody's word is believed."""
+    onequota.attach(chat.app)
+    stranger = httpx.ASGITransport(app=chat.app, client=("203.0.113.7", 40000))
+    async with (
+        chat.app.router.lifespan_context(chat.app),
+        httpx.AsyncClient(transport=stranger, base_url="http://chat") as client,
+    ):
+        sent = [await say(client, user=f"user{number}") for number in range(21)]
+        assert [answer.status_code for answer in sent] == [201] * 20 + [429]
+        assert {answer.json()["author"] for answer in sent[:20]} == {"203.0.113.7"}
+        tried = [await client.post("/login", headers={"x-user": f"user{number}"}) for number in range(6)]
+        assert [answer.status_code for answer in tried] == [401] * 5 + [429]
+
+
+async def test_who_does_not_say_how_long_a_message_is_pays_for_a_long_one(client: httpx.AsyncClient) -> None:
+    async def pieces() -> AsyncIterator[bytes]:
+        yield b'{"text": "x"}'
+
+    headers = {"content-type": "application/json", "x-user": "alice"}
+    answer = await client.post("/messages", content=pieces(), headers=headers)
+    assert (answer.status_code, answer.headers["x-ratelimit-remaining"]) == (201, "3")
+
+
 async def test_health_is_never_limited(client: httpx.AsyncClient) -> None:
     assert {(await client.get("/health")).status_code for _ in range(150)} == {200}
 

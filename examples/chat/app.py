@@ -29,14 +29,20 @@ from service.limits import Limiter, identity
 
 Database = Annotated[AsyncClient, Depends(get_supabase)]
 POLL_S = 0.5
+LONGEST = 8_500
+"""Bytes of a message's body, about."""
 
 
-def user(request: Request) -> str:
-    """Who writes: the user the request names, else the address it comes from."""
-    return request.headers.get("x-user") or identity.client_address(request)
+user = identity.first_of(identity.header("x-user", name="user"), identity.client_address)
+"""Who writes: the user whom the proxy before us has signed in, else an address. A client that writes the header itself
+is not believed. For users of Supabase Auth no proxy is needed: `identity.jwt_subject()`."""
 
-
-limiter = Limiter(key_func=user, default_limits=["100/minute"], headers_enabled=True)
+limiter = Limiter(
+    key_func=user,
+    default_limits=["100/minute"],
+    headers_enabled=True,
+    trusted_proxies=["127.0.0.0/8", "::1/128", "unix:"],
+)
 app = FastAPI(title="chat", lifespan=database.lifespan)
 app.state.limiter = limiter
 app.add_middleware(limiter.middleware)
@@ -50,14 +56,14 @@ class Message(BaseModel):
 
 
 def words(request: Request) -> int:
-    """Long messages cost more: a unit for every 500 bytes of body, at least one."""
-    return max(1, -(-int(request.headers.get("content-length", 0)) // 500))
+    """Long messages cost more: a unit for every 500 bytes of body; who does not say how many pays for the longest."""
+    return max(1, -(-int(request.headers.get("content-length", LONGEST)) // 500))
 
 
 @app.post("/messages", status_code=201)
 @limiter.limit("20/minute;500/day", cost=words, error_message="You write faster than anybody reads")
 async def send(message: Message, request: Request, supabase: Database) -> dict[str, Any]:
-    row = {"id": message.id, "author": user(request), "text": message.text}
+    row = {"id": message.id, "author": str(user(request)), "text": message.text}
     stored = await insert_once(supabase, "messages", row)
     if stored["author"] != row["author"]:
         raise HTTPException(409, "this id is another message's")
@@ -87,12 +93,12 @@ async def since(supabase: AsyncClient, seq: int) -> list[dict[str, Any]]:
 
 
 @app.post("/login")
-@limiter.limit("5/minute", deduct_when=lambda response: response.status_code == 401)
+@limiter.limit("5/minute", key_func=identity.client_address, deduct_when=lambda response: response.status_code == 401)
 async def login(request: Request) -> dict[str, str]:
-    """Only failed attempts count."""
+    """Only failed attempts count, by address: nobody is anybody yet."""
     if request.headers.get("x-password") != "open sesame":
         raise HTTPException(401, "wrong password")
-    return {"welcome": user(request)}
+    return {"welcome": str(user(request))}
 
 
 @app.get("/health")
