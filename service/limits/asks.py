@@ -135,6 +135,8 @@ def _read(said: Any, space: str, at: str) -> Ask:
             raise InvalidInput(f"{at}.settles", "goes with give_back or debit and a token, without a lease")
         token = _token(said["token"], space, f"{at}.token")
         return SettleAsk(charges, token, kind, said["settles"]["cost"], said["settles"]["open_s"])
+    if kind == RENEW and lease is None:
+        raise InvalidInput(f"{at}.lease", "missing; who renews has one")
     if "token" in said:
         return TokenAsk(charges, _token(said["token"], space, f"{at}.token"), kind, at_us, lease)
     if not charges:

@@ -270,13 +270,14 @@ class Lane(StandIn):
         self._settle(batch, await self.store.decide([ask for ask, _, _ in batch]))
 
     def _take(self) -> list[Waiting]:
-        queue, batch, charges = self._queue, [], 0
+        queue, counters = self._queue, 0
+        batch: list[Waiting] = []
         while queue:
             waiting = queue.popleft()
             if waiting[1].done():  # its caller has gone: nothing to charge
                 continue
-            charges += len(waiting[0].charges)
-            if charges > MOST_CHARGES:
+            counters += len(waiting[0].names)  # a token's record is one, too
+            if counters > MOST_CHARGES and batch:
                 queue.appendleft(waiting)
                 break
             batch.append(waiting)

@@ -31,6 +31,8 @@ ON_OUTAGE: tuple[OnOutage, ...] = get_args(OnOutage)
 
 LARGEST_AMOUNT = 10**9
 LONGEST_WINDOW_S = 10 * PERIODS_S["year"]
+LATEST_SINCE_S = 2**33 - 1
+"""In the year 2242: microseconds of 16 digits."""
 MOST_LIMITS = 32
 """Limits one string may hold: they are decided in one script call, which must stay short."""
 
@@ -78,6 +80,12 @@ class Limit:
     def __post_init__(self) -> None:
         algorithm = KNOWN.get(self.algorithm)
         leases = algorithm is not None and algorithm.leases
+        for word in ("amount", "window_s", "burst", "since_s"):  # the script reads them, and nothing but whole numbers
+            number = getattr(self, word)
+            if type(number) is not int and not (number is None and word in ("burst", "since_s")):
+                raise InvalidLimit(f"limit: {word} {number!r} is not a whole number")
+        if type(self.aligned) is not bool or not isinstance(self.name, str):
+            raise InvalidLimit(f"limit: aligned {self.aligned!r}, name {self.name!r}: use a bool and a string")
         text = self.name or (f"{self.amount} at once" if leases else _spell(self.amount, self.window_s))
         if not 1 <= self.amount <= LARGEST_AMOUNT:
             raise InvalidLimit(f'limit "{text}": {self.amount} units; use 1 to {LARGEST_AMOUNT}')
@@ -94,8 +102,12 @@ class Limit:
         capacity = self.amount if self.burst is None else self.burst
         if not 1 <= capacity <= LARGEST_AMOUNT:
             raise InvalidLimit(f'limit "{text}": a burst of {capacity}; use 1 to {LARGEST_AMOUNT}')
-        if self.since_s is not None and (algorithm.since is None or self.aligned or self.since_s < 0):
-            raise InvalidLimit(f'limit "{text}": since_s goes with fixed-window, unaligned, and is 0 or more')
+        if self.since_s is not None and (
+            algorithm.since is None or self.aligned or not 0 <= self.since_s <= LATEST_SINCE_S
+        ):
+            raise InvalidLimit(
+                f'limit "{text}": since_s goes with fixed-window, unaligned, and is 0 to {LATEST_SINCE_S}'
+            )
         definition = algorithm.define(
             amount=self.amount,
             window_us=self.window_s * 1_000_000,

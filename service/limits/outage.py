@@ -116,7 +116,9 @@ class Outage:
             self._changed(False)
 
     def close(self) -> "asyncio.Task[None] | None":
-        """Probe no more. What is under way, cancelled, to be awaited."""
+        """Probe no more; an outage is over for whoever counts them. What is under way, cancelled, to be awaited."""
+        if self.open and not self._closed:
+            self._changed(False)
         self._closed = True
         if self._timer is not None:
             self._timer.cancel()

@@ -104,6 +104,8 @@ def read(text: object) -> Ticket:
         ticket = Ticket(match[1], charges, ttl_s, cost, keep_s, match[2] == "w")
         if not charges or ticket.text != text or not all(map(_is_counter, charges)):
             raise ValueError
+        if len({charge.key for charge in charges}) < len(charges):
+            raise ValueError
     except (ValueError, TypeError, AttributeError, RecursionError):
         raise NotHeld("id", "is none of ours") from None
     return ticket

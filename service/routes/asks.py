@@ -81,7 +81,10 @@ class Asks:
         await asyncio.wait(waiting)
         failed = [error for one in waiting if isinstance(error := one.exception(), StoreUnavailable)]
         if failed:
-            raise failed[0]
+            error = failed[0]
+            if len(failed) < len(waiting) or any(one.maybe_done for one in failed):  # the rest of the body was decided
+                error = StoreUnavailable(str(error), reason=error.reason, maybe_done=True)
+            raise error
         return asks.answers(found, [_decision(one) for one in waiting])
 
     async def _board(self, body: bytes, caller: Caller) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """What a twin cannot see: every key expires in time, and no counter grows without bound. On a real Redis."""
 
 import pytest
+import redis
 from servers import RedisServer
 
 from service.limits.algorithms import ALGORITHMS, script
@@ -37,6 +38,32 @@ def test_a_counter_of_a_new_window_has_a_whole_life_again(redis_server: RedisSer
         client.pexpire("k", 1_000)
         _, _, reset_us, _, _ = call(client, limit, 1, NOW_US + 61_000_000)
         assert client.pttl("k") >= reset_us / 1000 - 100
+
+
+def test_a_period_that_is_far_in_the_future_is_no_reason_to_live_longer(redis_server: RedisServer):
+    limit = Limit(amount=5, window_s=60, since_s=NOW_US // 1_000_000 + 10**9)
+    with redis_server.client() as client:
+        call(client, limit, 1, NOW_US)
+        assert client.pttl("k") <= 121_000
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "1 0 1 1 10.0 60000000 0 0 0 1",  # seven numbers became eight
+        "1 0 1 1 10 60000000 0 0 0",
+        "2 0 1 1 10 60000000 0 0 0 1",
+        "1 0 2 1 10 60000000 0 0 0 1",
+        "311040000000000 0 0",
+        "1 0 1 1 10 60000000 0 0 0 1 311040000000000 0 0",  # would go on for weeks
+        "",
+    ],
+)
+def test_words_that_are_no_asks_are_an_error_and_nothing_is_written(redis_server: RedisServer, words):
+    with redis_server.client() as client:
+        with pytest.raises(redis.ResponseError):
+            client.eval(script(), 1, "k", NOW_US, words)
+        assert client.keys() == []
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)

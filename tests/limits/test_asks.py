@@ -62,7 +62,8 @@ def some_asks(draw):
         found[key] = Charge(limit, key, draw(st.sampled_from([0, 1, most])))
     charges = list(found.values())
     at_us = draw(st.integers(0, 2**52)) if kind == GIVE_BACK else 0
-    lease = draw(st.none() | st.integers(0, 2**48 - 1).map(lambda number: f"{number} 7 0"))
+    leases = st.integers(0, 2**48 - 1).map(lambda number: f"{number} 7 0")
+    lease = draw(leases if kind == RENEW else st.none() | leases)
     if draw(st.booleans()) and kind != LOOK:
         token = Token(keys.once(draw(TEXTS), draw(TEXTS), draw(TEXTS)), draw(st.binary(min_size=16, max_size=16)), 60)
         charges = draw(st.just(charges) | st.just([]))
@@ -210,6 +211,7 @@ def test_what_is_no_answer_is_an_error(said):
 
 
 KEY = "oq:{alice}:c.:10/60s/fixed"
+FAR = KEY.replace("/fixed", "/@9999999999/fixed")
 GOOD = {"kind": "charge", "charges": [[KEY, 1]]}
 TOKEN = {"key": "oq:{o}:t:once", "fingerprint": "0" * 32, "keep_s": 60}
 
@@ -225,6 +227,9 @@ TOKEN = {"key": "oq:{o}:t:once", "fingerprint": "0" * 32, "keep_s": 60}
         ({"asks": [GOOD, {"kind": "steal", "charges": []}]}, "asks[1].kind"),
         ({"asks": [GOOD | {"more": 1}]}, "asks[0].more"),
         ({"asks": [{"kind": "charge", "charges": []}]}, "asks[0].charges"),
+        ({"asks": [{"kind": "renew", "charges": [[KEY, 1]]}]}, "asks[0].lease"),
+        ({"asks": [{"kind": "renew", "charges": [[KEY, 1]], "token": TOKEN}]}, "asks[0].lease"),
+        ({"asks": [{"kind": "charge", "charges": [[FAR, 1]]}]}, "asks[0].charges[0]"),
         ({"asks": [{"kind": "charge", "charges": [[KEY, 1], [KEY, 1]]}]}, "asks[0].charges"),
         ({"asks": [{"kind": "charge", "charges": [[KEY, 11]]}]}, "asks[0].charges[0]"),
         ({"asks": [{"kind": "charge", "charges": [[KEY, -1]]}]}, "asks[0].charges[0]"),

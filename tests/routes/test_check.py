@@ -216,9 +216,13 @@ def test_while_redis_is_away_answers_say_so_and_health_stays_200():
             (False, True),
         ]
         assert 1 <= answers[2]["retry_after"] <= 60
-        assert client.get("/health").json()["status"] == "healthy"
+        health = client.get("/health").json()
+        assert (health["status"], health["store"], health["supabase"]) == ("healthy", "away", "not configured")
+        assert health["decisions"]["outages"] == 1
+        assert health["decisions"]["degraded"]["local"] == 3
         ready = client.get("/ready")
         assert (ready.status_code, ready.json()["missing"]) == (503, ["redis"])
+        assert (ready.json()["workers"], ready.json()["supabase"]) == (1, "not configured")
 
 
 def test_a_redis_that_is_away_is_a_503_where_limits_deny_and_health_stays_200():

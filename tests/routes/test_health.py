@@ -1,5 +1,6 @@
 """What `/health` and `/ready` tell, of one process and of the whole service."""
 
+import asyncio
 import signal
 import sys
 import time
@@ -33,9 +34,30 @@ def test_health_tells_what_the_runner_told_this_worker(monkeypatch: pytest.Monke
     assert 60 <= answer["uptime_s"] < 70
 
 
+def test_health_tells_what_this_worker_decided_and_knows_without_asking() -> None:
+    supabase = {"supabase_url": "http://127.0.0.1:1", "supabase_service_key": "hunter2" * 4}
+    with TestClient(create_app(Settings(redis_url="fakeredis://", **supabase))) as client:
+        for _ in range(3):
+            client.post("/v1/check", json={"key": "alice", "limits": "2/minute"})
+        health = client.get("/health").json()
+        assert health["store"] == "answers"
+        assert health["decisions"].items() >= {"by_store": 4, "repeated": 0, "unsettled": 0, "outages": 0}.items()
+        assert health["supabase"] == "not asked yet"
+        client.get("/ready")
+        assert client.get("/health").json()["supabase"].startswith("supabase ping: ")
+
+
 def test_a_process_without_the_runner_speaks_for_itself() -> None:
     answer = asked("/health")
     assert (answer["workers"], answer["serving"], answer["recycles"]) == (1, 1, 0)
+
+
+async def test_whoever_asks_while_another_does_hears_the_same() -> None:
+    """A worker that has just started, two probes at once, and no Redis."""
+    app = create_app(Settings(redis_url="redis://127.0.0.1:1"))
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://here") as client:
+        answers = await asyncio.gather(*(client.get("/ready") for _ in range(5)))
+    assert [answer.status_code for answer in answers] == [503] * 5
 
 
 def test_ready_says_that_there_is_no_supabase() -> None:

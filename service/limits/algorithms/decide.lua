@@ -114,6 +114,7 @@ end
 local i, once, kept = 1, nil, nil
 while i <= n do
   local times, kind, count, at = a[i], a[i + 1], a[i + 2], 0
+  if times > #KEYS or count > #KEYS then error('no such ask') end     -- before anything is written
   i = i + 3
   if kind > 1 then
     local base = kind % 8
@@ -137,6 +138,8 @@ while i <= n do
   for _ = 1, times do request(kind, count, at, i) end
   i, lease = i + 7 * count, nil
 end
+
+if i ~= n + 1 or k ~= #KEYS then error('no such asks') end
 
 -- write
 for j = 1, #order do

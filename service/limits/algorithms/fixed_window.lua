@@ -33,7 +33,8 @@ return {
     if s.head then                                                -- the window goes on, and so does the key's time
       call('SET', s.key, s.head .. fmt('%d', s.used), 'KEEPTTL')
     else
-      put(s, fmt('%016d%d', s.start, s.used), s.start + s.window + (s.c == 2 and 1000000 or 0))
+      local over = s.start + s.window + (s.c == 2 and 1000000 or 0)
+      put(s, fmt('%016d%d', s.start, s.used), min(over, now + 2 * s.window))      -- it may not have begun yet
     end
   end,
 }
