@@ -46,20 +46,38 @@ class Held:
         self._loop = asyncio.get_running_loop()
         self._every_s = min(charge.limit.window_s for charge in self._charges) / RENEWALS
         self._timer: asyncio.TimerHandle | None = self._loop.call_later(self._every_s, self._renew)
+        self._renewals: list[asyncio.Future[Decision]] = []
 
     def _renew(self) -> None:
-        """By taking again: what a store forgot is held again, if there still is room."""
+        """By taking again: what a store forgot is held again, if there still is room.
+
+        Each unit by itself: of several that are taken together none is left if one is refused.
+        """
         self._timer = self._loop.call_later(self._every_s, self._renew)
-        renewed = self._engine.decide(LeaseAsk(self._charges, self._lease, CHARGE))
-        renewed.add_done_callback(_renewed)
+        self._renewals = [one for one in self._renewals if not one.done()]
+        for charge in self._charges:
+            renewed = self._engine.decide(LeaseAsk([charge], self._lease, CHARGE))
+            renewed.add_done_callback(_renewed)
+            self._renewals.append(renewed)
 
     def release(self) -> "asyncio.Future[Decision] | None":
-        """Give the units back, at once; the answer to that need not be awaited. None = that has been done before."""
+        """Give the units back, at once; the answer to that need not be awaited. None = that has been done before.
+
+        What is being renewed is given back after that: renewed later it would be held without anybody.
+        """
         if self._timer is None:
             return None
         self._timer.cancel()
         self._timer = None
-        return _give_back(self._engine, self._charges, self._lease)
+        if all(renewal.done() for renewal in self._renewals):
+            return _give_back(self._engine, self._charges, self._lease)
+        released = self._loop.create_task(self._release_after_renewals())
+        released.add_done_callback(lambda task: task.cancelled() or task.exception())  # the log has it
+        return released
+
+    async def _release_after_renewals(self) -> Decision:
+        await asyncio.wait(self._renewals)
+        return await _give_back(self._engine, self._charges, self._lease)
 
     def until_sent(self, send: Send) -> Send:
         """`send`, releasing just before the last piece of a response: whoever has read it finds the unit free."""

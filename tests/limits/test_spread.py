@@ -9,6 +9,7 @@ from service.limits import keys, outage
 from service.limits.decision import CHARGE, DEBIT, GIVE_BACK, LOOK, Ask, Charge, TokenAsk
 from service.limits.engine import Engine
 from service.limits.fallback import Fallback
+from service.limits.held import Held, fresh, taken
 from service.limits.limit import Limit
 from service.limits.share import Place
 from service.limits.spread import Moment
@@ -398,3 +399,58 @@ async def test_what_is_given_back_goes_to_whoever_had_charged_it(local, cluster)
     assert (await local.decide(back, here=decision.degraded)).degraded
     assert await left(local, "a1") == [10]
     assert (await local.decide(ask("b1", cost=5))).allowed
+
+
+# ── units of concurrency ─────────────────────────────────────────────────────────────────────────────────────────────
+
+ONE = Limit(amount=1, window_s=60, algorithm="concurrency")
+
+
+async def hold(engine, *identities):
+    """One unit of each, all of which are free."""
+    charges, lease = ask(*identities, limit=ONE).charges, fresh()
+    assert (await taken(engine, charges, lease)).allowed
+    return Held(engine, charges, lease)
+
+
+async def is_free(engine, identity):
+    return (await left(engine, identity, limit=ONE)) == [1]
+
+
+@pytest.mark.parametrize("how", ["taken by somebody else", "away", "hanging"])
+async def test_a_renewal_gives_nothing_back_whatever_becomes_of_another_unit(engine, cluster, how):
+    """The request still runs: its unit that is left stays held, and is renewed."""
+    held = await hold(engine, "a1", "b1")
+    server = cluster.servers["b"]
+    if how == "taken by somebody else":
+        server.forget_now("", "b1")
+        await hold(engine, "b1")
+    elif how == "away":
+        server.error = StoreUnavailable("gone", maybe_done=False)
+    else:
+        server.go.clear()
+    cluster.servers["a"].clock = lambda: FakeCluster._clock(0)() + 40_000_000
+    held._renew()
+    await asyncio.sleep(0.6)
+    assert not await is_free(engine, "a1")
+    cluster.servers["a"].clock = lambda: FakeCluster._clock(0)() + 80_000_000
+    assert not await is_free(engine, "a1")
+    server.go.set()
+    server.error = None
+    await asyncio.wait([held.release()])
+    assert await is_free(engine, "a1")
+
+
+async def test_a_release_follows_a_renewal_that_is_under_way(engine, cluster):
+    """Its slot moves: the renewal is asked again, and would hold for a lease's length what was released before."""
+    held = await hold(engine, "a1")
+    server = cluster.servers["a"]
+    server.moved = {key("a1", ONE): 1}
+    server.asked.clear()
+    held._renew()
+    while not server.asked:  # noqa: ASYNC110
+        await asyncio.sleep(0)
+    assert (await held.release()).allowed
+    await asyncio.sleep(0.05)
+    assert await is_free(engine, "a1")
+    assert server.asked == [[CHARGE], [CHARGE], [GIVE_BACK], [LOOK]]
