@@ -50,7 +50,7 @@ class Ask:
     Attributes:
         charges: At least one; no key twice.
         kind: CHARGE, LOOK, GIVE_BACK, DEBIT or RENEW.
-        at_us: GIVE_BACK only: the `at_us` of the decision that charged; 0 = now.
+        at_us: GIVE_BACK, and a DEBIT of what was charged before: the `at_us` of the decision that did; 0 = now.
         lease: Under which units of concurrency are held, as `lease.py` spells it for the script; None = nobody's.
         names: The keys.
         words: The rest, as the script reads it.

@@ -61,7 +61,7 @@ async def _carry_out(engine: Engine, admission: Admission, decision: Decision, m
         differing = [charges[index]._replace(cost=abs(charges[index].cost - cost)) for index in part]
         name = f"{admission.settling[1]}{kind}".encode()
         token = Token(keys.beside(differing[0].key, name, "once"), bytes(16), RETRIED_S)
-        ask = TokenAsk(differing, token, kind, decision.at_us if kind == GIVE_BACK else 0)
+        ask = TokenAsk(differing, token, kind, decision.at_us)
         found = await asyncio.shield(engine.decide(ask, here=decision.degraded))  # also for a client that has left
         for index, standing in zip(part, found.standings, strict=True):
             standings[index] = standing._replace(cost=cost)

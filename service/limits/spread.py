@@ -14,7 +14,7 @@ import asyncio
 from collections.abc import Awaitable, Coroutine, Sequence
 from typing import NamedTuple
 
-from service.errors import InvalidInput, StoreUnavailable
+from service.errors import InvalidInput, NotHeld, StoreUnavailable
 from service.limits import keys
 from service.limits.decision import (
     CHARGE,
@@ -23,7 +23,9 @@ from service.limits.decision import (
     Ask,
     Decision,
     Degraded,
+    LeaseAsk,
     Replayed,
+    SettleAsk,
     Standing,
     Token,
     TokenAsk,
@@ -165,8 +167,12 @@ class Spread(StandIn):
         return self._one(ask, slot)
 
     def stand_in(self, ask: Ask, *, here: bool = False) -> "asyncio.Future[Decision]":
-        if here and isinstance(ask.at_us, Moment):  # some of it was decided by the store
-            return self._several(ask)
+        if here and (
+            isinstance(ask.at_us, Moment)
+            or isinstance(ask, LeaseAsk)
+            or (isinstance(ask, SettleAsk) and len({self.store.slot(name) for name in ask.names}) > 1)
+        ):  # some of it may have been decided by the store
+            return self._several(ask, here=True)
         return super().stand_in(ask, here=here)
 
     async def forget(self, prefix: str, identity: str | None) -> int:
@@ -305,18 +311,20 @@ class Spread(StandIn):
 
     # ── several slots ────────────────────────────────────────────────────────────────────────────────────────
 
-    def _several(self, ask: Ask) -> "asyncio.Future[Decision]":
+    def _several(self, ask: Ask, *, here: bool = False) -> "asyncio.Future[Decision]":
         answer: asyncio.Future[Decision] = self.loop.create_future()
         self._at_due(ask, answer, self.loop.time() + self._deadline_s)
-        self._start(self._decide(ask, answer))
+        self._start(self._decide(ask, answer, here))
         return answer
 
-    async def _decide(self, ask: Ask, answer: "asyncio.Future[Decision]") -> None:
+    async def _decide(self, ask: Ask, answer: "asyncio.Future[Decision]", here: bool) -> None:
         try:
-            if isinstance(ask, TokenAsk):
+            if isinstance(ask, TokenAsk) and not here:
                 await self._of(remade(ask, [], ask.kind, at_us=ask.at_us))
             parts = self._parts(ask)
-            if ask.kind == CHARGE:
+            if here and not isinstance(ask.at_us, Moment):
+                decision = await self._found(ask, parts)
+            elif ask.kind == CHARGE:
                 decision = await self._in_turn(ask, parts, answer)
             else:
                 decisions = await asyncio.gather(*map(self._decided, parts))
@@ -370,6 +378,50 @@ class Spread(StandIn):
     def _decided(self, part: Part) -> "asyncio.Future[Decision]":
         """What undoes or settles a part that was decided without the store is decided without it, too."""
         return super().stand_in(part.ask, here=True) if part.here else self._of(part.ask)
+
+    async def _found(self, ask: Ask, parts: list[Part]) -> Decision:
+        """Settle, renew or release what was charged while some server was away: each part where it is known.
+
+        In turn: of two that settle at different costs one is told so before it has done anything. What another worker
+        knows is told as unknown once the rest is done.
+        """
+        if isinstance(ask, SettleAsk) and (decision := await self._known_here(ask)):  # all of it, at its deadline
+            return decision
+        told: list[tuple[Part, Decision]] = []
+        unknown: NotHeld | None = None
+        for part in parts:
+            try:
+                told.append((part, await self._known(part.ask)))
+            except NotHeld as error:
+                unknown = error
+        if unknown is not None:
+            raise unknown
+        return _join(ask, told, told)
+
+    async def _known(self, ask: Ask) -> Decision:
+        """Of limits that are `allow` nobody knows here: then the store is asked first."""
+        if decision := await self._known_here(ask):
+            return decision
+        allows = self._fallback.policy(ask) == "allow"
+        try:
+            decision = await self._of(ask)
+        except (NotHeld, StoreUnavailable):
+            if not allows:
+                raise
+        else:
+            if decision.allowed or not allows:
+                return decision
+        return await super().stand_in(ask, here=True)
+
+    async def _known_here(self, ask: Ask) -> Decision | None:
+        """The decision without the store, where that has charged it here."""
+        if self._fallback.policy(ask) != "local":
+            return None
+        try:
+            decision = await super().stand_in(ask, here=True)
+        except NotHeld:
+            return None
+        return decision if decision.allowed else None
 
     def _of(self, ask: Ask) -> "asyncio.Future[Decision]":
         return self._one(ask, self.store.slot(ask.names[0]))

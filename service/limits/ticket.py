@@ -6,7 +6,8 @@ So whoever has the id can settle, renew or release in one call to Redis, on any 
 where Redis knows the random part: of a reservation from a record that is bound to all the id says, of a lease from the
 set of leases. Both are kept under a name made of the owner, too: an id of somebody else's is unknown.
 
-"w": made while Redis was away; the worker that made it knows of it, and nobody else.
+"w": made while Redis was away; the worker that made it knows of it, and nobody else. Of a Cluster a server may have
+been there: it knows its part.
 """
 
 import hashlib

@@ -1,12 +1,15 @@
 """Several servers: each has a lane and a breaker of its own; an ask that spans them is charged whole or not at all."""
 
 import asyncio
+import contextlib
 
 import pytest
+from driving import Wire, gated
+from fastapi import FastAPI, Request
 
-from service.errors import InvalidInput, StoreUnavailable
-from service.limits import keys, outage
-from service.limits.decision import CHARGE, DEBIT, GIVE_BACK, LOOK, Ask, Charge, TokenAsk
+from service.errors import AlreadySettled, InvalidInput, NotHeld, StoreUnavailable
+from service.limits import Limiter, keys, outage, reservation
+from service.limits.decision import CHARGE, DEBIT, GIVE_BACK, LOOK, RENEW, Ask, Charge, LeaseAsk, TokenAsk
 from service.limits.engine import Engine
 from service.limits.fallback import Fallback
 from service.limits.held import Held, fresh, taken
@@ -401,6 +404,100 @@ async def test_what_is_given_back_goes_to_whoever_had_charged_it(local, cluster)
     assert (await local.decide(ask("b1", cost=5))).allowed
 
 
+GONE = StoreUnavailable("gone", maybe_done=False)
+
+
+def reserving(engine, *identities):
+    return reservation.reserve(engine, ask(*identities, cost=5).charges, 5)
+
+
+@pytest.mark.parametrize("back", [True, False], ids=["back", "still away"])
+@pytest.mark.parametrize("away", ["a", "b"])
+async def test_an_estimate_is_settled_wherever_each_part_of_it_was_charged(local, cluster, away, back):
+    """The limits of a reservation are on two servers, and one of them was away when it was made."""
+    cluster.servers[away].error = GONE
+    reserved = await reserving(local, "a1", "b1")
+    assert reserved.allowed and reserved.decision.degraded
+    if back:
+        cluster.servers[away].error = None
+        await local.aclose()  # whatever was known of servers is forgotten
+    for _ in range(2):
+        assert (await reserved.settle(2)).degraded
+    with pytest.raises(AlreadySettled):
+        await reserved.settle(3)
+    there = {"a": "b1", "b": "a1"}[away]
+    assert await left(local, there) == [8]
+    cluster.servers[away].error = GONE
+    fours = [await local.decide(ask(f"{away}1", cost=4)) for _ in range(2)]
+    assert [decision.allowed for decision in fours] == [False, False]
+    assert (await local.decide(ask(f"{away}1", cost=3))).allowed  # of its half, five, two are spent
+
+
+async def test_what_its_limits_let_pass_uncounted_does_not_keep_the_rest_of_an_estimate_from_being_settled(cluster):
+    engine = Engine(lambda: cluster, 0.5, fallback=Fallback("allow"))
+    cluster.servers["b"].error = GONE
+    reserved = await reserving(engine, "a1", "b1")
+    assert (await reserved.settle(2)).allowed
+    assert await left(engine, "a1") == [8]
+    await engine.aclose()
+
+
+async def test_what_was_decided_here_at_a_deadline_is_settled_here(local, cluster):
+    cluster.servers["a"].go.clear()
+    reserved = await reserving(local, "a1", "b1")
+    assert reserved.decision.degraded
+    assert (await reserved.settle(2)).degraded
+    with pytest.raises(AlreadySettled):
+        await reserved.settle(3)
+    cluster.servers["a"].go.set()
+
+
+@pytest.mark.parametrize("away", ["a", "b"])
+async def test_another_worker_settles_what_the_servers_know_and_says_that_it_does_not_know_the_rest(
+    local, cluster, away
+):
+    cluster.servers[away].error = GONE
+    reserved = await reserving(local, "a1", "b1")
+    cluster.servers[away].error = None
+    place = Place(slot=1, workers=2, hosts=1)
+    other = Engine(lambda: cluster, 0.5, fallback=Fallback("local", place=lambda: place))
+    with pytest.raises(NotHeld):
+        await reservation.settle(other, reserved.id, 2)
+    assert await left(other, {"a": "b1", "b": "a1"}[away]) == [8]
+    await other.aclose()
+
+
+@pytest.mark.parametrize("kind", [DEBIT, GIVE_BACK])
+@pytest.mark.parametrize("away", ["a", "b"])
+async def test_what_a_request_was_charged_is_settled_wherever_each_part_was_charged(local, cluster, away, kind):
+    cluster.servers[away].error = GONE
+    decision = await local.decide(ask("a1", "b1", cost=4))
+    asked = TokenAsk(ask("a1", "b1", cost=1).charges, token("t", b"", owner=f"{away}-owner"), kind, decision.at_us)
+    assert (await local.decide(asked, here=True)).degraded
+    assert await left(local, {"a": "b1", "b": "a1"}[away]) == [5 if kind == DEBIT else 7]
+
+
+@pytest.mark.parametrize("true", [2, 7])
+async def test_a_request_is_settled_on_the_server_that_charged_it_though_another_was_away(cluster, true):
+    limiter, app = Limiter(lambda: "a1", on_outage="allow", deadline_s=5), FastAPI()
+    limiter.engine.use(lambda: cluster)
+
+    @app.get("/")
+    @limiter.limit("10/hour", cost=5)
+    @limiter.limit("10/hour", key_func=lambda: "b1", cost=5)
+    async def index(request: Request):
+        await limiter.settle(request, true)
+
+    cluster.servers["b"].error = GONE
+    wire = Wire(gated(app, limiter), "/")
+    await wire.run()
+    assert wire.status == 200
+    (counter,) = (key for key in cluster.servers["a"]._kept if key.endswith(TEN.spelling.encode()))
+    decision = await limiter.engine.decide(Ask([Charge(TEN, counter, 1)], LOOK))
+    assert decision.standings[0].remaining == 10 - true
+    await limiter.aclose()
+
+
 # ── units of concurrency ─────────────────────────────────────────────────────────────────────────────────────────────
 
 ONE = Limit(amount=1, window_s=60, algorithm="concurrency")
@@ -454,3 +551,35 @@ async def test_a_release_follows_a_renewal_that_is_under_way(engine, cluster):
     await asyncio.sleep(0.05)
     assert await is_free(engine, "a1")
     assert server.asked == [[CHARGE], [CHARGE], [GIVE_BACK], [LOOK]]
+
+
+TWO = Limit(amount=2, window_s=60, algorithm="concurrency")
+
+
+@pytest.mark.parametrize("back", [True, False], ids=["back", "still away"])
+@pytest.mark.parametrize(("unit", "rate"), [("a1", "b1"), ("b1", "a1")])
+async def test_a_unit_is_renewed_and_released_wherever_it_was_taken(local, cluster, unit, rate, back):
+    """A rate is counted with it, on another server; one of both was away, so the lease says that it is held here."""
+    cluster.servers["b"].error = GONE
+    held, lease = ask(unit, limit=TWO).charges, fresh()
+    assert (await local.decide(LeaseAsk([*held, *ask(rate).charges], lease))).degraded
+    if back:
+        cluster.servers["b"].error = None
+        await local.aclose()
+    assert (await local.decide(LeaseAsk(held, lease, RENEW), here=True)).allowed
+    assert (await local.decide(LeaseAsk(held, lease, GIVE_BACK), here=True)).allowed
+    for kind in (RENEW, GIVE_BACK):
+        with contextlib.suppress(StoreUnavailable):
+            assert not (await local.decide(LeaseAsk(held, lease, kind), here=True)).allowed
+    assert await left(local, "a1", limit=TWO) == [2]
+
+
+async def test_a_unit_that_was_not_counted_while_its_server_was_away_is_released_all_the_same(cluster):
+    engine = Engine(lambda: cluster, 0.5, fallback=Fallback("allow"))
+    cluster.servers["b"].error = GONE
+    held, lease = ask("a1", "b1", limit=TWO).charges, fresh()
+    assert (await engine.decide(LeaseAsk(held, lease))).degraded
+    for kind in (RENEW, GIVE_BACK):
+        assert (await engine.decide(LeaseAsk(held, lease, kind), here=True)).allowed
+    assert await left(engine, "a1", limit=TWO) == [2]
+    await engine.aclose()
