@@ -11,6 +11,7 @@ import socket
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from typing import Any
 
 from service.callers import Callers
 from service.errors import ConfigurationError
@@ -50,11 +51,18 @@ async def serving(
     from service.grpc.ratelimit import NAME, RateLimit  # noqa: PLC0415  (an extra)
     from service.grpc.server import Server  # noqa: PLC0415
 
-    def identity(peer: str) -> str:
+    def scope(peer: str) -> dict[str, Any]:
         address = server.door.address(peer)
-        return limiter.addresses.of({"client": address and (address, 0), "headers": []})
+        return {"client": address and (address, 0), "headers": []}
 
-    ratelimit = RateLimit(limiter.engine, catalog, callers, address=identity, max_in_flight=settings.max_in_flight)
+    ratelimit = RateLimit(
+        limiter.engine,
+        catalog,
+        callers,
+        address=lambda peer: limiter.addresses.of(scope(peer)),
+        denied=lambda peer: limiter.access is not None and limiter.access.listed(scope(peer)) is False,
+        max_in_flight=settings.max_in_flight,
+    )
     methods = {"ShouldRateLimit": ratelimit.should_rate_limit}
     server = Server(listener, {NAME: methods}, header_s=settings.header_timeout_s, drain_s=settings.drain_s)
     async with server:

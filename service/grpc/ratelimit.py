@@ -4,7 +4,7 @@
 |---------------------|----------------------------------------------------------------------------------------|
 | INVALID_ARGUMENT    | no domain, no descriptors, a value that cannot be meant; names the field               |
 | UNAUTHENTICATED     | the metadata bear no API key that is known, `authorization: Bearer …` or `x-api-key`   |
-| PERMISSION_DENIED   | the key may not ask this domain                                                        |
+| PERMISSION_DENIED   | the key may not ask this domain, or the address is denied                              |
 | RESOURCE_EXHAUSTED  | too many calls without a good key                                                      |
 | UNAVAILABLE         | Redis is away, or more calls are under way than `ONEQUOTA_MAX_IN_FLIGHT`               |
 """
@@ -41,6 +41,7 @@ class RateLimit:
         catalog: Says which one is in force.
         callers: Who may ask.
         address: Who a peer is, as the library names it.
+        denied: Whether that is never let in.
         max_in_flight: Calls at once; more are refused; 0 = any.
         clock: Microseconds since the epoch.
     """
@@ -52,6 +53,7 @@ class RateLimit:
         callers: Callers,
         *,
         address: Callable[[str], str] = lambda _: NOBODY,
+        denied: Callable[[str], bool] = lambda _: False,
         max_in_flight: int = 0,
         clock: Callable[[], int] = lambda: time.time_ns() // 1000,
     ) -> None:
@@ -59,6 +61,7 @@ class RateLimit:
         self._catalog = catalog
         self._callers = callers
         self._address = address
+        self._denied = denied
         self._max_in_flight = max_in_flight
         self._in_flight = 0
         self._clock = clock
@@ -98,6 +101,8 @@ class RateLimit:
             self._in_flight -= 1
 
     async def _caller(self, context: Any) -> Caller:
+        if self._denied(context.peer()):
+            raise _Refused(grpc.StatusCode.PERMISSION_DENIED, "calls from here are not accepted")
         sent: list[tuple[bytes, bytes]] = []
         if not self._callers.open:
             sent = [(name.encode(), _bytes(value)) for name, value in context.invocation_metadata() or ()]

@@ -88,6 +88,25 @@ async def test_callers_without_a_key_are_counted_by_their_address() -> None:
     await limiter.aclose()
 
 
+@pytest.mark.parametrize(
+    ("network", "code"), [("127.0.0.0/8", "PERMISSION_DENIED"), ("10.0.0.0/8", "INVALID_ARGUMENT")]
+)
+async def test_who_is_never_let_in_is_not_let_in_by_grpc_either(network: str, code: str) -> None:
+    limiter = Limiter(lambda: "x", storage_uri="memory://", deny=[network])
+    callers = Callers((), limiter)
+    listener = socket.create_server(("127.0.0.1", 0))
+    place = f"127.0.0.1:{listener.getsockname()[1]}"
+    async with (
+        grpc.serving(listener, limiter, lambda: catalog.Still().catalog, callers, Settings()),
+        channel(place) as opened,
+    ):
+        with pytest.raises(AioRpcError) as caught:
+            await opened.unary_unary("/envoy.service.ratelimit.v3.RateLimitService/ShouldRateLimit")(b"", timeout=20)
+        assert caught.value.code().name == code
+        caught.value.__traceback__ = None
+    await limiter.aclose()
+
+
 async def test_the_end_fits_into_the_drain_also_with_a_client_that_stays() -> None:
     """0.4 s here; 3 s are the most it takes anywhere."""
     listener = socket.create_server(("127.0.0.1", 0))
