@@ -7,6 +7,7 @@ from typing import Annotated, Any, NoReturn, cast
 
 import typer
 
+from service import logs
 from service.commands import doctor, forms, routes, screen, validating
 from service.commands.asking import Whom
 from service.commands.forms import Make, Source
@@ -356,6 +357,7 @@ def _fail(sentence: str) -> NoReturn:
 
 def main() -> None:
     """Exit status 0 (or 1, where a command says what that means), or 2 with one line on standard error."""
+    logs.answer_only()
     try:
         sys.exit(app(prog_name="onequota", standalone_mode=False))
     except OnequotaError as error:

@@ -128,6 +128,13 @@ def configure(settings: Settings) -> None:
     logging.captureWarnings(True)
 
 
+def answer_only() -> None:
+    """For commands that say themselves what went wrong: events go nowhere, until somebody calls `configure`."""
+    logger = logging.getLogger("onequota")
+    if not logger.handlers:
+        logger.addHandler(logging.NullHandler())
+
+
 def restore(settings: Settings) -> None:
     """After an app has configured logging its own way: our loggers and uvicorn's say what they said before."""
     if not any(isinstance(handler, _Ours) for handler in logging.getLogger("onequota").handlers):

@@ -174,6 +174,16 @@ def test_check_that_cannot_be_done_exits_2_with_one_line(oq, words, says):
     assert says in failed(oq("check", *words))
 
 
+def test_a_redis_that_is_away_is_one_line_for_whoever_types_it_too(tmp_path):
+    """In a process of its own: here pytest would take what is logged."""
+    words = command("check", "a", "--limits", "1/day", "--redis", "redis://127.0.0.1:1")
+    done = subprocess.run(
+        words, env=environment(), cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
+    )
+    said = failed((done.returncode, done.stdout, done.stderr))
+    assert said.startswith("Redis is away: ")
+
+
 def test_check_names_what_is_wrong_with_a_value(oq, redis):
     assert failed(oq("check", "a", "--limits", "2/fortnight")).startswith(
         '--limits: limit "2/fortnight": unknown period'
