@@ -1,10 +1,11 @@
-"""Clients who call themselves something new with every request, against a Redis they could fill."""
+"""Clients who never stop: under a new name with every request, against a Redis they could fill; or refused already."""
 
 import asyncio
 import gc
 import itertools
 import multiprocessing
 import os
+import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,9 +16,11 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 from starlette.types import Message
 
+from bench.caller import Caller
 from bench.processes import rss_bytes
 from bench.promises import at_least, at_most, exactly
 from bench.redises import RedisServer
+from bench.service import service
 from bench.trust.finding import Finding, Size
 from service.limits import Limiter, Newcomers, identity
 
@@ -52,8 +55,8 @@ class Told:
 def strangers(size: Size) -> Finding:
     """5 million different identities (API keys nobody knows, addresses out of IPv4 and of a /32 of IPv6), each with its
     one request through the middleware of two worker processes, against a redis-server of 64 MB with `noeviction`;
-    two counters each, one of them kept for a day. 50 accounts ask for twice their limit meanwhile. The tests run a
-    two-hundredth."""
+    two counters each, one of them kept for a day. The limiter has `newcomers=Newcomers(most=60_000)`. 50 accounts ask
+    for twice their limit meanwhile. The tests run a two-hundredth."""
     share = size.share if size.share == 1 else size.share**2 / 2
     count = max(2_000, round(5_000_000 * share))
     newcomers = Newcomers(most=max(100, round(60_000 * share)), networks=max(10, round(4_096 * share)))
@@ -75,6 +78,53 @@ def strangers(size: Size) -> Finding:
             at_most("bytes a worker grew in the second half", grown, MOST_GROWN),
         ),
     )
+
+
+CALLERS = 32
+"""Connections of the flood on one key."""
+CALLS_A_SECOND = 100
+"""To Redis, at most, by each worker."""
+
+
+def refused(size: Size) -> Finding:
+    """100,000 requests for one key that is used up (five an hour), from 32 connections, to `onequota serve` with two
+    workers; the calls that Redis counted meanwhile, its own looks left out."""
+    requests = size.of(100_000)
+    with RedisServer() as redis, service(redis, workers=WORKERS) as server:
+        before = _evaluated(redis)
+        began_s = time.perf_counter()
+        statuses = asyncio.run(_hammer(server.port, requests))
+        took_s = time.perf_counter() - began_s
+        calls = _evaluated(redis) - before
+    rate = calls / took_s / WORKERS
+    return Finding(
+        figure=f"{sum(statuses.values()):,} requests in {took_s:.0f} s, {statuses[True]} admitted; {calls:,} calls to "
+        f"Redis, {rate:.1f} a second and worker",
+        checks=(
+            exactly("admitted", statuses[True], 5),
+            exactly("refused", statuses[False], requests - 5),
+            at_most("calls a second and worker", rate, CALLS_A_SECOND),
+        ),
+    )
+
+
+def _evaluated(redis: RedisServer) -> int:
+    with redis.client() as client:
+        return int(client.info("commandstats").get("cmdstat_evalsha", {"calls": 0})["calls"])
+
+
+async def _hammer(port: int, requests: int) -> Counter[bool]:
+    """What so many were answered."""
+    allowed = Counter[bool]()
+
+    async def one(share: int) -> None:
+        async with Caller(port) as caller:
+            for _ in range(share):
+                answer = await caller.ask("/v1/check", {"key": "alice", "limits": "5/hour"})
+                allowed[answer.body["allowed"]] += 1
+
+    await asyncio.gather(*(one(requests // CALLERS + (number < requests % CALLERS)) for number in range(CALLERS)))
+    return allowed
 
 
 def _inexact(admitted: Counter[int]) -> list[int]:

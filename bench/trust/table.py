@@ -178,6 +178,12 @@ ROWS: tuple[Row, ...] = (
         scenarios=(floods.strangers,),
     ),
     Row(
+        key="refused",
+        fault="A flood of 100,000 requests on a key that is used up",
+        promise="not one passes; fewer than 100 calls a second and worker reach Redis",
+        scenarios=(floods.refused,),
+    ),
+    Row(
         key="secrets",
         fault="Secrets everywhere, a CRLF in any input",
         promise="never in logs, answers, Redis keys or tracebacks; a line of the log stays one",
@@ -194,7 +200,8 @@ ROWS: tuple[Row, ...] = (
     Row(
         key="api-keys",
         fault="API keys are guessed, weak, or written down",
-        promise="at least 128 bits, only a keyed digest at rest, found in constant time; a miss is limited by address",
+        promise="at least 128 bits; a digest in the setting is enough, memory has a keyed one; found in constant time; "
+        "a miss is limited by address",
         scenarios=(
             Proof(
                 tests=("tests/test_callers.py",),
@@ -205,8 +212,8 @@ ROWS: tuple[Row, ...] = (
     ),
     Row(
         key="doors",
-        fault="Admin routes, metrics, dashboard; whoever reaches the port",
-        promise="closed without a token; never open on 0.0.0.0 by default",
+        fault="Whoever reaches the port, and looks for admin routes, metrics, a dashboard",
+        promise="there are none; what needs a key is closed without; never open on 0.0.0.0 by default",
         scenarios=(doors.closed,),
     ),
     Row(
