@@ -169,7 +169,7 @@ class Direct:
             key: Who holds.
             units: At most so many at once, over all processes; 1 to 10^9.
             ttl_s: How soon a unit comes back whose process died, seconds; it is renewed while the block runs.
-            scope: What is held; leases with different scopes do not meet.
+            scope: What is held; leases with different scopes, units or `ttl_s` do not meet.
 
         Raises:
             InvalidInput: The key names nobody.

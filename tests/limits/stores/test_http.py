@@ -11,7 +11,7 @@ from servers import RedisServer
 from starlette.testclient import TestClient
 
 from service.client import Client
-from service.errors import ConfigurationError, InvalidInput, StoreUnavailable
+from service.errors import AlreadySettled, ConfigurationError, InvalidInput, NotAdmitted, StoreUnavailable
 from service.limits import Limiter, keys
 from service.limits.decision import DEBIT, GIVE_BACK, Ask, Charge
 from service.limits.limit import Limit
@@ -97,6 +97,34 @@ async def test_tokens_debits_and_giving_back_work_as_over_redis(keeper):
     await limiter.engine.decide(Ask([charge._replace(cost=7)], DEBIT))
     assert (await limiter.check("alice", "5/hour", peek=True)).standings[0].remaining == 0
     await limiter.aclose()
+
+
+async def test_what_is_held_for_a_while_works_as_over_redis(keeper):
+    limiter, elsewhere = keeper(), keeper()
+
+    async def left(limits):
+        return (await elsewhere.check("alice", limits, peek=True)).standings[0].remaining
+
+    reserved = await limiter.reserve("alice", "100/hour", cost=70)
+    assert await left("100/hour") == 30
+    await elsewhere.settle(reserved.id, 40)
+    assert await left("100/hour") == 60
+    with pytest.raises(AlreadySettled):
+        await limiter.settle(reserved.id, 50)
+    spare = await limiter.reserve("alice", "100/hour", cost=60)
+    assert await left("100/hour") == 0
+    await spare.release()
+    await limiter.refund("alice", "100/hour", 10)
+    assert await left("100/hour") == 70
+    async with limiter.lease("alice", 2, ttl_s=2), elsewhere.lease("alice", 2, ttl_s=2):
+        await asyncio.sleep(3)  # longer than it would last if nobody renewed it
+        with pytest.raises(NotAdmitted):
+            async with limiter.lease("alice", 2, ttl_s=2):
+                pytest.fail("a third one")
+    async with limiter.lease("alice", 2, ttl_s=2), limiter.lease("alice", 2, ttl_s=2):
+        pass
+    await limiter.aclose()
+    await elsewhere.aclose()
 
 
 def app_of(limiter):
