@@ -15,7 +15,9 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
-from service.client import Answer, Client, Standing
+import httpx2 as httpx
+
+from service.client import Answer, Client, Standing, wire
 from service.client.question import Check, DomainCheck, Question
 from service.errors import ConfigurationError, InvalidInput, InvalidLimit
 from service.limits import Limit, keys, policy
@@ -74,11 +76,15 @@ class Asked(Protocol):
     def decide(self, questions: Sequence[Question]) -> list[Answer]:
         """One answer a question. Raises OnequotaError where there is none."""
 
+    def version(self) -> str | None:
+        """Of the catalog it decides by; None = it has none, or does not say."""
+
 
 class Service:
     """A running service."""
 
     def __init__(self, url: str, api_key: str | None) -> None:
+        self._url = wire.address(url, None).url
         self._opened = functools.partial(Client, url, api_key=api_key, deadline_s=DEADLINE_S, when_away="raise")
         self._opened().close()  # what cannot be meant is said at once
 
@@ -90,6 +96,13 @@ class Service:
         with self.client() as client:
             return client.decide(questions)
 
+    def version(self) -> str | None:
+        try:
+            said = httpx.get(f"{self._url}/health", timeout=DEADLINE_S, trust_env=False).json()
+            return str(said["limits"]["version"])
+        except (httpx.HTTPError, httpx.InvalidURL, ValueError, TypeError, KeyError):
+            return None
+
 
 class Counters:
     """The counters in a Redis, decided here as a service would."""
@@ -99,6 +112,9 @@ class Counters:
             raise ConfigurationError(f"{redacted(url)} is no Redis: pass the URL of a service as --url")
         self._open = opener(url, None, DEADLINE_S)
         self._catalog = catalog
+
+    def version(self) -> str | None:
+        return None if self._catalog is None else self._catalog.version
 
     def decide(self, questions: Sequence[Question]) -> list[Answer]:
         async def all_of_them(engine: Engine) -> list[Answer]:

@@ -35,17 +35,22 @@ def explain(
     ways = [descend(catalog, domain, entries) for entries in descriptors]
     effective = catalog.match_all(domain, descriptors)
     replaced = [way.match is not None and match is None for way, match in zip(ways, effective, strict=True)]
-    answer = None
+    answer, other = None, None
     if asked is not None and domain in catalog.domains:
+        version = asked.version()
+        other = version if version != catalog.version else None
         [answer] = asked.decide([DomainCheck(domain, tuple(descriptors), cost, peek=True)])
     parts: list[RenderableType] = [_head(catalog, domain)]
     for entries, way, gone in zip(descriptors, ways, replaced, strict=True):
         parts += _shown(entries, way, gone, alone=len(ways) == 1)
     if answer is not None:
+        if other is not None:
+            parts.append(Text(f"asked was a service with another catalog, {other}; this is its answer:", "yellow"))
         parts.append(words.verdict(answer, peek=True))
     return Shown(
         text=Group(*parts),
-        document=_document(catalog, domain, list(zip(descriptors, ways, replaced, strict=True)), answer),
+        document=_document(catalog, domain, list(zip(descriptors, ways, replaced, strict=True)), answer)
+        | ({} if other is None else {"answered_by": other}),
         code=1 if answer is not None and not answer.allowed else 0,
     )
 

@@ -111,8 +111,9 @@ def explain(
 
 def limits(what: str | None, whom: Whom, source: Source, *, key: str | None) -> Make:
     """All limits. Raises OnequotaError for what cannot be meant."""
+    what = what or limits_from_env()
     if what is None:
-        raise InvalidInput("limits", "of what? Name an app, MODULE:APP, or a limits file")
+        raise InvalidInput("limits", "of what? Name an app, MODULE:APP, or a limits file; or set ONEQUOTA_LIMITS")
     if Path(what).exists():
         catalog = load(what)
         asked = whom.asked(catalog) if key is not None else None

@@ -204,12 +204,19 @@ def test_check_asks_a_service_by_its_own_limits(oq, redis, folder):
         # and the same counters through their Redis, by the same file
         code, said = answer(oq("explain", *words[:3], "--redis", redis.url, "--limits-file", "limits.yaml", "--json"))
         assert (code, said["answer"]["limits"][0]["remaining"]) == (1, 0)
+        words = ("explain", *words[:7], "--limits-file")
+        assert "another catalog" not in oq(*words, "limits.yaml")[1]
+        (folder / "newer.yaml").write_text(LIMITS.replace("2/minute", "9/minute"))
+        code, out, _ = oq(*words, "newer.yaml")
+        assert "→ 9/minute; 500/day" in out
+        assert f"asked was a service with another catalog, {version(oq)}; this is its answer:\nwould be refused" in out
 
 
 def test_the_limits_file_is_the_services_by_its_variable(oq, redis, monkeypatch):
     monkeypatch.setenv("ONEQUOTA_LIMITS", "limits.yaml")
     assert answer(oq("check", "--domain", "chat", "user=alice", "--json"))[1]["limits"][0]["remaining"] == 1
     assert answer(oq("explain", "--domain", "chat", "user=alice", "--json"))[1]["answer"]["limits"][0]["remaining"] == 1
+    assert answer(oq("limits", "--json"))[1]["domains"]["chat"][0]["key"] == "user"
 
 
 # ── explain ──────────────────────────────────────────────────────────────────────────────────────────────────────
