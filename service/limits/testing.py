@@ -8,9 +8,9 @@
     from chat import app
 
     def test_a_spent_quota_is_told(onequota):
-        client = TestClient(app, headers={"x-user": "alice"})
+        client = TestClient(app, client=("203.0.113.7", 50000))
         onequota.attach(app)                       # fakeredis behind app.state.limiter, until the test ends
-        onequota.exhaust("alice")
+        onequota.exhaust("203.0.113.7")            # what the key function answers
         wait_s = onequota.assert_limited(client.post("/chat"))
         onequota.clock.advance(wait_s)
         assert client.post("/chat").status_code == 200

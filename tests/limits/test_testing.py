@@ -88,12 +88,12 @@ def test_a_stranger_uses_it_as_the_docstring_says(pytester):
         from fastapi.testclient import TestClient
 
         def test_chat(onequota):
-            client = TestClient(app)
+            client = TestClient(app, client=("203.0.113.7", 50000))
             onequota.attach(app)
-            onequota.exhaust("alice")
-            wait_s = onequota.assert_limited(client.post("/messages", json={"text": "hi"}, headers={"x-user": "alice"}))
+            onequota.exhaust("203.0.113.7")
+            wait_s = onequota.assert_limited(client.post("/messages", json={"text": "hi"}))
             onequota.clock.advance(wait_s)
-            assert client.post("/messages", json={"text": "hi"}, headers={"x-user": "alice"}).status_code != 429
+            assert client.post("/messages", json={"text": "hi"}).status_code != 429
         """
     )
     pytester.makefile(".ini", pytest=f"[pytest]\npythonpath = {ROOT}\nasyncio_default_fixture_loop_scope = function")
