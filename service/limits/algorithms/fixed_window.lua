@@ -34,7 +34,7 @@ return {
       call('SET', s.key, s.head .. fmt('%d', s.used), 'KEEPTTL')
     else
       local over = s.start + s.window + (s.c == 2 and 1000000 or 0)
-      put(s, fmt('%016d%d', s.start, s.used), min(over, now + 2 * s.window))      -- it may not have begun yet
+      put(s, fmt('%016d%d', s.start, s.used), min(over, now + 2 * s.window))      -- it may be far from having begun
     end
   end,
 }

@@ -58,7 +58,7 @@ class FixedWindow:
         return self.start_us, self.used
 
     def until_us(self) -> int:
-        return min(self.start_us + self.window_us + (LATE_US if self.only else 0), self.now_us + 2 * self.window_us)
+        return self.start_us + self.window_us + (LATE_US if self.only else 0)
 
 
 FIXED_WINDOW = Algorithm(
