@@ -19,7 +19,7 @@ from service.client.answer import Answer
 from service.client.attempts import Attempts
 from service.client.away import Away, WhenAway
 from service.client.carrying import Carriage, request
-from service.client.held import Held, not_released
+from service.client.held import Held, Leased, not_released
 from service.client.question import Check, DomainCheck, Hold, Pairs, Question
 from service.client.waiting import LOOK_AGAIN_S, MAX_WAIT_S, KeyOf, Turn, pause_s, waitable
 from service.client.wire import Call
@@ -317,24 +317,12 @@ class AsyncReservation:
         return await self._client.release(self.id) if self.id else self.answer
 
 
-class AsyncLease:
+class AsyncLease(Leased):
     """As `Lease`, awaited."""
 
     def __init__(self, client: AsyncClient, unit: Held) -> None:
+        super().__init__(unit)
         self._client = client
-        self._unit = unit
-        self.answer = unit.answer
-        self.id = unit.id
-
-    @property
-    def allowed(self) -> bool:
-        """Whether a unit was free; if not, nothing is held, and nothing was charged."""
-        return self._unit.allowed
-
-    @property
-    def held(self) -> bool:
-        """As `Lease.held`."""
-        return self._unit.held
 
     async def renew(self) -> Answer:
         """As `Lease.renew`."""

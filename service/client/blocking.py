@@ -18,7 +18,7 @@ from service.client.answer import Answer
 from service.client.attempts import Attempts
 from service.client.away import Away, WhenAway
 from service.client.carrying import Carriage, request
-from service.client.held import Held, not_released
+from service.client.held import Held, Leased, not_released
 from service.client.question import Check, DomainCheck, Hold, Pairs, Question
 from service.client.waiting import LOOK_AGAIN_S, MAX_WAIT_S, KeyOf, Turn, pause_s, waitable
 from service.client.wire import Call
@@ -349,29 +349,12 @@ class Reservation:
         return self._client.release(self.id) if self.id else self.answer
 
 
-class Lease:
-    """A unit of concurrency, or that none was free.
-
-    Attributes:
-        answer: To the question.
-        id: For whoever renews or releases it elsewhere, `client.release_lease(id)`; "" if the service holds nothing.
-    """
+class Lease(Leased):
+    """A unit of concurrency, or that none was free."""
 
     def __init__(self, client: Client, unit: Held) -> None:
+        super().__init__(unit)
         self._client = client
-        self._unit = unit
-        self.answer = unit.answer
-        self.id = unit.id
-
-    @property
-    def allowed(self) -> bool:
-        """Whether a unit was free; if not, nothing is held, and nothing was charged."""
-        return self._unit.allowed
-
-    @property
-    def held(self) -> bool:
-        """Whether it is held yet, as far as can be told here: not released, not lost, and renewed in time."""
-        return self._unit.held
 
     def renew(self) -> Answer:
         """Hold it for as long again. What was refused or allowed unasked while the service was away is let be.

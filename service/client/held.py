@@ -62,6 +62,30 @@ class Held:
         log.warning("lease_lost" if self.over else "lease_not_renewed", error=error)
 
 
+class Leased:
+    """What a lease tells, blocking or awaited.
+
+    Attributes:
+        answer: To the question.
+        id: For whoever renews or releases it elsewhere, `client.release_lease(id)`; "" if the service holds nothing.
+    """
+
+    def __init__(self, unit: Held) -> None:
+        self._unit = unit
+        self.answer = unit.answer
+        self.id = unit.id
+
+    @property
+    def allowed(self) -> bool:
+        """Whether a unit was free; if not, nothing is held, and nothing was charged."""
+        return self._unit.allowed
+
+    @property
+    def held(self) -> bool:
+        """Whether it is held yet, as far as can be told here: not released, not lost, and renewed in time."""
+        return self._unit.held
+
+
 def not_released(error: OnequotaError) -> None:
     """A block has ended, and its unit could not be given back: it comes back by itself."""
     log.warning("lease_not_released", error=error)

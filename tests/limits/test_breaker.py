@@ -92,6 +92,17 @@ def test_two_failures_in_a_row_open_it_and_one_answer_closes_it():
     assert not breaker.open
 
 
+async def test_who_stops_asking_counts_its_outage_as_over():
+    """Else `/health` would say for ever that a server which is no part of a Cluster any more is away."""
+    store = Away(away())
+    engine = Engine(lambda: store, 5)
+    for number in range(3):
+        await engine.decide(ask(b"%d" % number))
+    assert (engine.counters.opened, engine.counters.closed) == (1, 0)
+    await engine.aclose()
+    assert (engine.counters.opened, engine.counters.closed) == (1, 1)
+
+
 def test_a_worker_probes_at_most_once_a_second_and_not_in_step_with_others():
     least_s, most_s = outage.PROBE_S
     assert 1 <= least_s < most_s <= 1.5
