@@ -68,8 +68,8 @@ class Gate:
         plan = None
         if limiter.checks and limiter not in scope.get(ADMITTED, ()) and not limiter.filtered():
             plan = self._plan(scope, limiter)
-            if limiter.access is not None and limiter.access.listed(scope) is False:
-                await self._answer(await forbidden(scope), scope, receive, send)
+            if plan is None and limiter.access is not None and limiter.access.listed(scope) is False:
+                await self._answer(await forbidden(scope), scope, receive, send)  # where there is a plan, `admit` looks
                 return
         if plan is None:
             await self.app(scope, receive, send)
